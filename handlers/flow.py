@@ -371,7 +371,7 @@ def _concurrency(concurrency: Any) -> tuple[Limit, ...]:
         if names.count(name) > 1:
             raise SetupError(f"concurrency=: the limit {name!r} is named twice; a run takes one")
     return tuple(
-        each if number == 1 or each.name is not None else replace(each, place=f"limit.{number}")
+        each if number == 1 or each.name is not None else replace(each, rule_id=f"limit.{number}")
         for number, each in enumerate(limits, 1)
     )
 

@@ -58,11 +58,11 @@ def gather(
 ) -> Coroutine[object, None, tuple[Any, ...]]:
     """Await calls of tasks, flows and waits at once; returns their results in the order they stand.
 
-    The steps of a branch are recorded under its place, so the same branch resumes its own steps. A
+    The steps of a branch are recorded under its number, so the same branch resumes its own steps. A
     branch that waits lets the others run to their own end or wait first.
 
     * `branches`: what is awaited: any number of calls that were not awaited yet
-    * `return_exceptions`: `True` returns an error in the place of its branch's result
+    * `return_exceptions`: `True` returns an error instead of its branch's result
 
     Raises the first error of a branch, recorded like a step's; the other branches are cancelled.
 
@@ -85,19 +85,19 @@ def gather(
     except BaseException:
         _close(branches)
         raise
-    places = None if scope is None else Branches(scope, "gather")
-    known = None if places is None else places.recall()
-    if places is not None and known is not None:
-        return to_await(_gather_again(branches, places, known), "gather")
-    return to_await(_gather(branches, places, return_exceptions), "gather")
+    numbered = None if scope is None else Branches(scope, "gather")
+    known = None if numbered is None else numbered.recall()
+    if numbered is not None and known is not None:
+        return to_await(_gather_again(branches, numbered, known), "gather")
+    return to_await(_gather(branches, numbered, return_exceptions), "gather")
 
 
 async def _gather(
-    branches: tuple[Awaitable[Any], ...], places: Branches | None, return_exceptions: bool
+    branches: tuple[Awaitable[Any], ...], numbered: Branches | None, return_exceptions: bool
 ) -> tuple[Any, ...]:
     async def branch(index: int, awaitable: Awaitable[Any]) -> Any:
-        if places is not None:
-            scopes.append(places.enter(index))
+        if numbered is not None:
+            scopes.append(numbered.enter(index))
         try:
             return await awaitable
         except Suspend:  # it waits; the other branches first run to their own end or wait
@@ -115,8 +115,8 @@ async def _gather(
             running = [
                 group.create_task(branch(index, each)) for index, each in enumerate(branches)
             ]
-            if places is not None:
-                places.split(running)
+            if numbered is not None:
+                numbered.split(running)
     except BaseExceptionGroup as failed:
         errors = failed.exceptions
     else:
@@ -124,16 +124,16 @@ async def _gather(
         return tuple(task.result() for task in running)
     finally:
         _close(branches)
-    raise errors[0] if places is None else places.failed(errors)
+    raise errors[0] if numbered is None else numbered.failed(errors)
 
 
 async def _gather_again(
-    branches: tuple[Awaitable[Any], ...], places: Branches, known: BaseException
+    branches: tuple[Awaitable[Any], ...], numbered: Branches, known: BaseException
 ) -> tuple[Any, ...]:
     """Run the branches to the end of their recorded steps, then raise their recorded error."""
 
     async def branch(index: int, awaitable: Awaitable[Any]) -> None:
-        places.enter(index)
+        numbered.enter(index)
         await awaitable
 
     try:

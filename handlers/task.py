@@ -197,7 +197,7 @@ def task(
       step first, from its first try on: also one that failed or was cut off. It is filled by name:
       with the step's arguments, `result` (None where there is none) and `key`, the step's
       `current().key()`
-    * `limit`: `limit("crm", 3)` takes one of three places for each try, shared by every task and
+    * `limit`: `limit("crm", 3)` takes one of three slots for each try, shared by every task and
       flow that names it; waiting for it is no part of `timeout`
     * `reads`: true for a task that changes nothing: `turnout run --dry-run` calls it
 

@@ -1,4 +1,4 @@
-"""The metrics of what waits: due and scheduled runs of each flow, and the places of named limits.
+"""The metrics of what waits: due and scheduled runs of each flow, and the slots of named limits.
 
 They are counted in the journal when somebody asks for metrics, on a reading thread. Counting a
 million queued runs takes up to a second, so a count is used again: the longer, the longer it took.

@@ -13,7 +13,7 @@ from .output import complain, heading, print_facts, safe, say, short
 from .tables import Column, short_ids, table
 from .times import stamp, with_local_times
 from .tracebacks import folded
-from .words import error_line, place_of, step_name, step_state, undo_words
+from .words import error_line, location_of, step_name, step_state, undo_words
 
 _PAYLOAD_LINES = 40
 _LOG_LINES = 40
@@ -50,7 +50,7 @@ def _print_error(error: dict[str, Any] | None) -> None:
         label = "error" if number == 0 else ""
         click.echo(click.style(f"{label:<9} ", dim=True) + click.style(line, fg="red"))
     step = f"in step {step_name(error['step'])}" if error["step"] else ""
-    where = ", ".join(part for part in (step, place_of(error["traceback"])) if part)
+    where = ", ".join(part for part in (step, location_of(error["traceback"])) if part)
     print_facts(("", where))
 
 

@@ -64,12 +64,12 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
     shown = list(columns)
     names, texts = _texts(shown, listed, whole=width is None)
     if width is not None:
-        filled = [place for place in range(len(shown)) if any(row[place] for row in texts)]
-        shown, names = [shown[place] for place in filled], [names[place] for place in filled]
-        texts = [[row[place] for place in filled] for row in texts]
+        filled = [index for index in range(len(shown)) if any(row[index] for row in texts)]
+        shown, names = [shown[index] for index in filled], [names[index] for index in filled]
+        texts = [[row[index] for index in filled] for row in texts]
     natural = [
-        max(cells(names[place]), *(cells(row[place]) for row in texts))
-        for place in range(len(shown))
+        max(cells(names[index]), *(cells(row[index]) for row in texts))
+        for index in range(len(shown))
     ]
     widths = natural if width is None else _fitted(shown, natural, width)
     click.echo(click.style(_line(names, widths), bold=True))
@@ -85,17 +85,17 @@ def _texts(
 
     names = [column.name for column in columns]
     made = [[_on_one_line(safe("" if cell is None else cell)) for cell in row] for row in rows]
-    for place, column in enumerate(columns):
+    for index, column in enumerate(columns):
         if not column.time:
             continue
-        values = [row[place] or None for row in rows]
+        values = [row[index] or None for row in rows]
         if whole:
             texts = [stamp(value).replace(" ", "T") for value in values]  # type: ignore[arg-type]
         else:
             offset, texts = column_of(values, wall_clock()())
-            names[place] = f"{column.name} ({offset})" if offset else column.name
+            names[index] = f"{column.name} ({offset})" if offset else column.name
         for row, text in zip(made, texts, strict=True):
-            row[place] = text
+            row[index] = text
     return names, made
 
 
@@ -108,21 +108,21 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
     """Return the width of each column so that all fit; 0 leaves a column out."""
     widths = list(natural)
     last = len(columns) - 1
-    for place in reversed(range(last)):
-        if columns[place].optional and _needed(widths, last) > width:
-            widths[place] = 0
-    by_width = sorted(range(last), key=lambda place: -widths[place])
-    bounds = [(place, columns[place].least) for place in (*by_width, last)]
-    for place, least in [(last, _COMFORTABLE), *bounds]:
+    for index in reversed(range(last)):
+        if columns[index].optional and _needed(widths, last) > width:
+            widths[index] = 0
+    by_width = sorted(range(last), key=lambda index: -widths[index])
+    bounds = [(index, columns[index].least) for index in (*by_width, last)]
+    for index, least in [(last, _COMFORTABLE), *bounds]:
         over = _total(widths) - width
-        if over > 0 and least is not None and widths[place] > least:
-            widths[place] = max(least, widths[place] - over)
-    for place in reversed(range(2, last + 1)):  # a narrow terminal: what a row is, not more of it
+        if over > 0 and least is not None and widths[index] > least:
+            widths[index] = max(least, widths[index] - over)
+    for index in reversed(range(2, last + 1)):  # a narrow terminal: what a row is, not more of it
         if _total(widths) > width:
-            widths[place] = 0
+            widths[index] = 0
     while (over := _total(widths) - width) > 0:
-        place = max(range(len(widths)), key=widths.__getitem__)
-        widths[place] = max(1, widths[place] - over)
+        index = max(range(len(widths)), key=widths.__getitem__)
+        widths[index] = max(1, widths[index] - over)
         if max(widths) == 1:
             break
     return widths

@@ -52,7 +52,7 @@ def error_line(error: dict[str, Any] | None, *, limit: int = 200) -> str:
     return short(f"{error['type']}: {error['message']}", limit) + where
 
 
-def place_of(traceback: str | None) -> str:
+def location_of(traceback: str | None) -> str:
     """Return the last line of an author's own code in a traceback: `/srv/flows.py:17`."""
     frames = _FRAME.findall(traceback or "")
     own = [f"{file}:{line}" for file, line in frames if not _NOT_THEIRS.search(file)]

@@ -65,7 +65,7 @@ class Backpressure:
     def _credit_of(self, queue: Queue, queue_count: int) -> int:
         """Return how many events one of `queue_count` queues can use now."""
         busy = len(queue.gates.inside)
-        free = min(queue.gates.places(), self._scheduler.free_slots // queue_count)
+        free = min(queue.gates.free_slots(), self._scheduler.free_slots // queue_count)
         queued = queue.waiting
         if not queued and free >= busy and free + busy >= MIN_SLOTS:
             self._refills[queue.flow] = 0

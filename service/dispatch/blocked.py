@@ -13,19 +13,19 @@ from datetime import datetime
 from typing import TypeAlias
 
 from turnout.service.flowcontrol.gate import Candidate, Gate
-from turnout.service.journal.records import ORDER_PLACE, Queued
+from turnout.service.journal.records import ORDER_RULE, Queued
 
 from . import memory
 
 Key: TypeAlias = tuple[str, str, int]
-"""The place of a gate, or its name, the key of a run there, and the run's class; 0: any class."""
+"""A rule, by the id or the name of its gate, the key of a run, and the run's class; 0: any."""
 
-ORDER = ORDER_PLACE
+ORDER = ORDER_RULE
 
 
 def blocked_at(gate: Gate, run: Candidate, level: int) -> Key | None:
     """Return the key under which a run of a class waits at a gate, if it waits under one."""
-    text, name = gate.key(run), gate.place or gate.name
+    text, name = gate.key(run), gate.rule_id or gate.name
     if text is None:
         return None
     return name, text, 0 if name == ORDER or gate.shared else level

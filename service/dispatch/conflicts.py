@@ -45,7 +45,7 @@ def conflicts(queue: Queue, run: NewRun | Run) -> list[Conflict]:
         if len(holders) < gate.count:
             continue
         key = gate.key_of(run.keys)
-        words = "every place" if gate.count > 1 else "the place"
+        words = "every slot" if gate.count > 1 else "the slot"
         of = "" if key is None else f" for {key!r}"
         found.append(
             Conflict(

@@ -1,9 +1,9 @@
 """Deadlock detection: refuse a child run that would wait for its own caller.
 
-A run that waits for a child keeps its ordering key, and its places at limits with `hold="run"`; the
+A run that waits for a child keeps its ordering key, and its slots at limits with `hold="run"`; the
 child waits for the holders of what it needs. If they wait for the caller, directly or through other
 runs, none of them ever ends. A key waits for any of its holders, a limit for all of them: one that
-ends gives its place. Of several calls at the same time each checks only earlier ones, so that one
+ends gives its slot. Of several calls at the same time each checks only earlier ones, so that one
 of them succeeds.
 """
 
@@ -33,7 +33,7 @@ class PendingCall:
 
 
 class WaitGraph:
-    """Which run waits for which: by the journal, by keys and places, and by pending calls."""
+    """Which run waits for which: by the journal, by keys and slots, and by pending calls."""
 
     def __init__(self, journal: RunReads, dispatcher: Dispatcher) -> None:
         self._journal = journal

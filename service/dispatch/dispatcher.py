@@ -125,7 +125,7 @@ class Dispatcher(DispatcherStatus):
         self._due.adopt_orphans()
 
     async def restore(self) -> None:
-        """Hold the keys and places of runs that the journal names as holders and do not run."""
+        """Hold the keys and slots of runs that the journal names as holders and do not run."""
         await self._restoring.restore(self._flows.by_name)
 
     def pause(self, flow: str, since: datetime | None = None) -> None:
@@ -207,7 +207,7 @@ class Dispatcher(DispatcherStatus):
             arguments=arguments,
             members=RunMembers(
                 window_seq=fired.window_seq, events=events, count=len(events),
-                seqs=fired.events, places=range(len(events)),
+                seqs=fired.events, indexes=range(len(events)),
             ),
         )  # fmt: skip
         self._start(run, claimed)
@@ -315,12 +315,12 @@ class Dispatcher(DispatcherStatus):
         self._due.recheck()  # a parent may wait for it
 
     def release_key(self, run: Run) -> None:
-        """Release the ordering key and the places of a run that is not running.
+        """Release the ordering key and the slots of a run that is not running.
 
         It was cancelled or dropped.
         """
         self._scheduler.forget_due(run.seq)
-        self._scheduler.give_up_places(run)
+        self._scheduler.give_up_slots(run)
         if run.order_key is not None:
             self._scheduler.let_go(run.flow, run.order_key, run.id)
 
@@ -378,7 +378,7 @@ class Dispatcher(DispatcherStatus):
         The next run in the slot is written after that outcome, so no more runs are running on disk
         than there are slots, and a busy slot costs one commit per run instead of two. A run with an
         ordering key stays inside, since the next run of the key must not start before the outcome
-        is on disk; so does one that may keep its place at a limit, and an isolated run, which runs
+        is on disk; so does one that may keep its slot at a limit, and an isolated run, which runs
         alone until then.
         """
         if entered.order_key is not None or entered.isolated:

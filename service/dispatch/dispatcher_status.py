@@ -76,8 +76,8 @@ class DispatcherStatus:
         """The ids of the runs with a running attempt."""
         return self._attempts.runs
 
-    def keeps_places(self, flow: str) -> bool:
-        """Whether waiting runs of a flow keep a place at a limit."""
+    def keeps_slots(self, flow: str) -> bool:
+        """Whether waiting runs of a flow keep a slot at a limit."""
         return bool(self._scheduler.queue(flow).gates.held)
 
     def conflicts(self, run: NewRun | Run) -> list[Conflict]:

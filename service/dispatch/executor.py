@@ -86,7 +86,7 @@ class Executor:
         self._services = replace(self._services, host=host)
 
     def use_limits(self, named: NamedGates) -> None:
-        """Take the places of tasks at these limits, which flows share."""
+        """Take the slots of tasks at these limits, which flows share."""
         self._services = replace(self._services, named=named)
 
     async def execute(

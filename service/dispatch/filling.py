@@ -64,12 +64,12 @@ class Filling:
     async def _fetch(self, queue: Queue) -> None:
         """Read runs blocked by an evicted key from the journal, enough to wake as many as may."""
         key, wakeups, epoch = queue.start_fetching()
-        place, text, level = key
+        rule_id, text, level = key
         only = level if queue.classed and level else None
         count, after, more = memory.WINDOW // 4, wakeups.after, True
         found: list[Queued] = []
         while more and sum(queue.would_wait(row, key) for row in found) < wakeups.count:
-            rows = await self._journal.queued_for_key(queue.flow, place, text, count, after, only)
+            rows = await self._journal.queued_for_key(queue.flow, rule_id, text, count, after, only)
             held = {run.seq for run in queue.rows()}
             found += [row for row in rows if row.seq not in held]
             after = rows[-1].seq if rows else after

@@ -2,7 +2,7 @@
 
 Runs that start for the first time, or resume from a wait, go by their sequence. They take turns
 with runs that are due: retries and scheduled ones, the longest due first. A run that already holds
-its place at a limit goes before all others, since nobody else can use that place.
+its slot at a limit goes before all others, since nobody else can use that slot.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Head:
         self.cursor = run.seq
 
     def add_due(self, run: Queued, *, holds: bool) -> None:
-        """Add a run that is due; `holds` if it holds its place at a limit meanwhile."""
+        """Add a run that is due; `holds` if it holds its slot at a limit meanwhile."""
         if holds:
             insort(self.holding, run, key=_by_turn)
         elif run.resumes:
@@ -213,6 +213,6 @@ _AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
 
 def _by_turn(run: Queued) -> tuple[bool, datetime, int]:
-    """Order runs that hold a place: those that resume, by seq, then the others, by when due."""
+    """Order runs that hold a slot: those that resume, by seq, then the others, by when due."""
     due_at = None if run.resumes else run.due_at
     return not run.resumes, due_at or _AT_ONCE, run.seq

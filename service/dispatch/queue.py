@@ -273,8 +273,8 @@ class Queue:
         if self.gates.order.let_go(key, run_id):
             self._wake_order(key)
 
-    def give_up_places(self, run: Candidate) -> None:
-        """Release the places at limits that a run holds without running."""
+    def give_up_slots(self, run: Candidate) -> None:
+        """Release the slots at limits that a run holds without running."""
         for gate in self.gates.held:
             if gate.let_go(run):
                 self.wake_next(gate, run)
@@ -343,7 +343,7 @@ class Queue:
         return head.cursor, self._epoch
 
     def keys_to_pass_over(self, level: int) -> dict[str, list[str]]:
-        """Return keys, by place, whose next runs need not be read: they would be evicted again.
+        """Return keys, by rule, whose next runs need not be read: they would be evicted again.
 
         There are none unless most of what was read last was evicted. No run of these keys is in
         the window, which is empty, so none there is older than those that stay in the journal. A
@@ -355,9 +355,9 @@ class Queue:
         if head.window or not is_worth_it or self.gates.start_timeout is not None:
             return {}
         found: dict[str, list[str]] = {}
-        for place, text, of_level in islice(self.blocked.evicted, _MOST_PASSED_OVER):
+        for rule_id, text, of_level in islice(self.blocked.evicted, _MOST_PASSED_OVER):
             if of_level in (0, level):
-                found.setdefault(place, []).append(text)
+                found.setdefault(rule_id, []).append(text)
         return found
 
     def finish_reading(

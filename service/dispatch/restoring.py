@@ -1,6 +1,6 @@
 """What the gates hold for runs that do not run, read from the journal at open and at a reload.
 
-Retrying and waiting runs hold their ordering key, and their place at a limit with `hold="run"`;
+Retrying and waiting runs hold their ordering key, and their slot at a limit with `hold="run"`;
 throttles count what has started. Until that is read, flows with such a limit, or with a throttle
 that is new here, start nothing. Not here: the gates (`flowcontrol`).
 """
@@ -50,7 +50,7 @@ class Restoring:
         while True:
             try:
                 await self._hold_keys(flows)
-                await self._hold_places(flows)
+                await self._hold_slots(flows)
                 await self._use_classes(flows)
                 await self._recall_starts()
                 break
@@ -69,7 +69,7 @@ class Restoring:
             elif known is not None:  # a reload may have changed `on_dead`
                 self._scheduler.let_go(flow, key, run_id)
 
-    async def _hold_places(self, flows: Mapping[str, AnyFlow]) -> None:
+    async def _hold_slots(self, flows: Mapping[str, AnyFlow]) -> None:
         names = [queue.flow for queue in self._not_yet]
         for run in await self._journal.suspended(names) if names else ():
             queue = self._scheduler.queue(run.flow)

@@ -377,7 +377,7 @@ class Scheduler:
         """Let a run leave the gates.
 
         With `keeps_key` it goes on holding its ordering key, and one that `goes_on` later keeps its
-        places at the limits that say so.
+        slots at the limits that say so.
         """
         queue = self._queues[run.flow]
         queue.leave(run, keeps_key=keeps_key, goes_on=goes_on)
@@ -392,14 +392,14 @@ class Scheduler:
             self.work.set()
 
     def leave_early(self, run: Candidate) -> bool:
-        """Let a run leave the gates while its outcome is written; False if it may keep a place."""
+        """Let a run leave the gates while its outcome is written; False if it may keep a slot."""
         if self._queues[run.flow].gates.held:
             return False
         self.leave(run)
         return True
 
     def freed(self, gate: Gate) -> None:
-        """Ask the flows that share a gate again: a place became free."""
+        """Ask the flows that share a gate again: a slot became free."""
         for queue in self._sharing.get(gate, ()):
             if not queue.empty:
                 self.activate(queue)
@@ -417,11 +417,11 @@ class Scheduler:
         queue.add_holder(key, run_id)
         self.activate(queue)
 
-    def give_up_places(self, run: Run) -> None:
-        """Release the places at limits that a run holds without running."""
+    def give_up_slots(self, run: Run) -> None:
+        """Release the slots at limits that a run holds without running."""
         queue = self._queues.get(run.flow)
         if queue is not None and queue.gates.held:
-            queue.give_up_places(asks_as(run))
+            queue.give_up_slots(asks_as(run))
             self.activate(queue)
 
     def let_go(self, flow: str, key: str, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Which addresses of the network are public: for requests to places that others have named.
+"""Which addresses of the network are public: for requests to addresses that others have named.
 
 What is not known to be public is refused: private, local and reserved networks, addresses that
 carry another one (IPv4 in IPv6, NAT64, 6to4, Teredo, ISATAP), and those under which clouds tell

@@ -1,7 +1,7 @@
 """Conditions: what a flow asks of a new run before it is stored, as plain data for the journal.
 
 The journal decides them in the transaction that would store the run, in the order of arrival and in
-this order: `unique`, `mode`, rate limits, the bound. The keys are those of the run itself, by place
+this order: `unique`, `mode`, rate limits, the bound. The keys are those of the run itself, by rule
 (`NewRun.keys`). What each means is in `service/flowcontrol`.
 """
 
@@ -17,20 +17,20 @@ Mode: TypeAlias = Literal["skip", "replace", "latest"]
 Until: TypeAlias = Literal["done"] | timedelta
 """How long a run keeps its unique key: until it has ended, or so long since it was accepted."""
 
-UNIQUE_PLACE = "unique"
-MODE_PLACE = "mode"
-CANCEL_PLACE = "cancel_on"
+UNIQUE_RULE = "unique"
+MODE_RULE = "mode"
+CANCEL_RULE = "cancel_on"
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimitRule:
     """At most `count` accepted runs in any `period`.
 
-    `place` names its log of accepted runs, and where a run keeps its key if the rule has keys;
+    `rule_id` names its log of accepted runs, and where a run keeps its key if the rule has keys;
     `words` is the rule as the author wrote it.
     """
 
-    place: str
+    rule_id: str
     has_keys: bool
     count: int
     period: timedelta

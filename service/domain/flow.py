@@ -39,14 +39,14 @@ CODE_VERSION = "__turnout_code_version__"
 class Rule(Protocol):
     """A rule of flow control that a flow declares; the rules are in `service/flowcontrol`.
 
-    `per` returns the key by which the rule tells runs apart, None if all count alike. `place` is
+    `per` returns the key by which the rule tells runs apart, None if all count alike. `rule_id` is
     the name under which a run keeps that key, `option` how an author writes it, such as `per=`.
     """
 
     @property
     def per(self) -> Callable[[Event], Hashable] | None: ...  # noqa: D102
     @property
-    def place(self) -> str: ...  # noqa: D102
+    def rule_id(self) -> str: ...  # noqa: D102
     @property
     def option(self) -> str: ...  # noqa: D102
 

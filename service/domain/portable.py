@@ -154,7 +154,7 @@ class _Pickler(pickle.Pickler):
         named = enumerate(error.args)
         return _new, (
             kind_of(error),
-            tuple(self._kept(f"argument {place}", held, error) for place, held in named),
+            tuple(self._kept(f"argument {index}", held, error) for index, held in named),
         )
 
     def _state(self, error: BaseException) -> dict[str, Any]:

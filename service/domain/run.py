@@ -78,7 +78,7 @@ UNDO_FAILED = "undo_failed"
 """The error type of a run that was cancelled and could not be undone."""
 
 Keys: TypeAlias = Mapping[str, str | None]
-"""The keys of a run by place; None under a place: it shares nothing there and waits for nobody."""
+"""The keys of a run by the ids of rules; None: by that rule it shares nothing and never waits."""
 
 
 class Start(NamedTuple):
@@ -88,7 +88,7 @@ class Start(NamedTuple):
     """
 
     flow: str
-    place: str
+    rule_id: str
     key: str
     at: datetime
     until: datetime
@@ -278,11 +278,11 @@ class Retry(Exception):
     * `pause`: a dependency that the flow needs: all runs that need it wait until then (an hour at
       most; without `after` as long as its `probe`). That spends no attempt and asks no policy, 20
       times in a run; from then on it is a retry like any other
-    * `items`: in a flow that a window calls with a list, the places in the list (from 0) of the
+    * `items`: in a flow that a window calls with a list, the indexes in the list (from 0) of the
       items to try again: the next attempt is called with these alone, and records its steps anew;
       the others are complete
 
-    Raises `TypeError` for a duration in the place of the reason, and for places that are none.
+    Raises `TypeError` for a duration instead of the reason, and for indexes that are none.
 
     ```python
     from turnout import Retry, event, flow, task
@@ -318,14 +318,14 @@ class Retry(Exception):
         if asked is not None and not isinstance(asked, str):
             raise TypeError(f'Retry(pause={pause!r}): write the dependency\'s name, pause="crm"')
         self.pause = pause
-        self.items = None if items is None else _places("Retry", items)
+        self.items = None if items is None else _indexes("Retry", items)
 
 
-def _places(name: str, items: object) -> tuple[int, ...]:
-    """Return the places of items, in order; raises `TypeError` for what is none."""
+def _indexes(name: str, items: object) -> tuple[int, ...]:
+    """Return the indexes of items, in order; raises `TypeError` for what is none."""
     listed = tuple(items) if isinstance(items, Collection) and not isinstance(items, str) else ()
     if not listed or not all(type(each) is int and each >= 0 for each in listed):
-        raise TypeError(f"{name}(items={items!r}): write places in the list, such as items=[0, 3]")
+        raise TypeError(f"{name}(items={items!r}): write indexes in the list, such as items=[0, 3]")
     return tuple(sorted(set(listed)))
 
 
@@ -335,11 +335,11 @@ class Fail(Exception):
     Steps are undone, `on_failure=` is called, and the run is a dead letter until somebody acts.
 
     * `reason`: why, shown in `turnout show` and `turnout dead`
-    * `items`: in a flow that a window calls with a list, the places in the list (from 0) of the
+    * `items`: in a flow that a window calls with a list, the indexes in the list (from 0) of the
       items that have failed: each becomes a dead letter of its own, the others are complete, and
       the run succeeds
 
-    Raises `TypeError` for places that are none. A task that raises it has no further tries and no
+    Raises `TypeError` for indexes that are none. A task that raises it has no further tries and no
     fallback.
 
     ```python
@@ -361,7 +361,7 @@ class Fail(Exception):
     ) -> None:
         super().__init__(reason)
         if items is not None:
-            self.items = _places("Fail", items)
+            self.items = _indexes("Fail", items)
 
 
 class Rejected(Fail):

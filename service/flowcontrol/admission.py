@@ -54,7 +54,7 @@ class Admission:
         """Count for throttles that are new what the journal has recorded, in that order."""
         gates = {gate.owns: gate for gate in self.unread_throttles()}
         for start in starts:
-            gate = gates.get((start.flow, start.place))
+            gate = gates.get((start.flow, start.rule_id))
             if gate is not None:
                 gate.log.add(start.key, start.at)
         for gate in gates.values():
@@ -76,7 +76,7 @@ class FlowGates:
         self.named: tuple[Gate, ...] = ()
         self.held: tuple[HeldLimit, ...] = ()
         self.keyed: AnyFlow | None = None
-        self._places: frozenset[str] = frozenset()
+        self._rule_ids: frozenset[str] = frozenset()
         self.inside: dict[int, Candidate] = {}
         self._admission = admission
         self._gates: tuple[Gate, ...] = (admission.slots,)
@@ -88,7 +88,7 @@ class FlowGates:
         """Use the rules a flow declares now; runs that are inside enter the gates of these."""
         self.start_timeout = flow.start_timeout
         self.keyed = flow if flow.keyed else None
-        self._places = frozenset(rule.place for rule in flow.keyed)
+        self._rule_ids = frozenset(rule.rule_id for rule in flow.keyed)
         before, named = self.declared, self._admission.named
         made = [(make, gate) for make in GATES for gate in make(flow, named)]
         self.declared = tuple(gate for _, gate in made)
@@ -99,7 +99,7 @@ class FlowGates:
         self.needs = needs
         self.named = tuple(gate for gate in self.declared if gate.named)
         held = [gate for gate in self.declared if isinstance(gate, HeldLimit)]
-        for now_held, held_before in _same_place(held, self.held):
+        for now_held, held_before in _same_rule(held, self.held):
             now_held.take_over(held_before)
         self.held = tuple(held)
         slots, isolation = self._admission.slots, self._admission.isolation
@@ -107,10 +107,10 @@ class FlowGates:
         self._gates_of_isolated = (*needs, slots, isolation, *self.declared)
         self._counting = tuple(gate for gate in self.declared if gate.counts_starts)
 
-    def cause_at(self, place: str) -> Cause:
-        """Return what a run waits for behind older ones with its key at a place."""
+    def cause_at(self, rule_id: str) -> Cause:
+        """Return what a run waits for behind older ones with its key by a rule."""
         for gate in self.declared:
-            if (gate.place or gate.name) == place:
+            if (gate.rule_id or gate.name) == rule_id:
                 return gate.cause
         return self.order.cause
 
@@ -165,7 +165,7 @@ class FlowGates:
     def leave(self, run: Candidate, *, keeps_key: bool, goes_on: bool = False) -> None:
         """Let a run leave every gate; with `keeps_key` it goes on holding its ordering key.
 
-        One that `goes_on` later keeps its places at the limits with `hold="run"`.
+        One that `goes_on` later keeps its slots at the limits with `hold="run"`.
         """
         for gate in self._gates_of_isolated if run.isolated else self._gates:
             (gate.suspend if goes_on else gate.leave)(run)
@@ -177,7 +177,7 @@ class FlowGates:
     def take_over(self, other: FlowGates, now: datetime) -> None:
         """Take the runs and the held keys of a flow that has been renamed to this one."""
         self.order.take_over(other.order)
-        for held, held_before in _same_place(self.held, other.held):
+        for held, held_before in _same_rule(self.held, other.held):
             held.take_over(held_before)
         self.inside.update(other.inside)
         _exchange(other.declared, self.declared, other.inside.values(), now)
@@ -188,20 +188,20 @@ class FlowGates:
 
     def lacks_keys(self, run: Candidate) -> bool:
         """Whether a rule is newer than the run, which has no key for it yet."""
-        return bool(self._places) and (run.keys is None or not self._places <= run.keys.keys())
+        return bool(self._rule_ids) and (run.keys is None or not self._rule_ids <= run.keys.keys())
 
     def is_held_by(self, run: Candidate) -> bool:
-        """Whether a run has kept a place while it does not run."""
+        """Whether a run has kept a slot while it does not run."""
         return any(gate.is_held_by(run) for gate in self.held)
 
     def limits(self, flow: AnyFlow) -> Iterator[tuple[Limit, Gate]]:
         """Yield the limits that a flow declares, each with its gate."""
         return zip(limits_of(flow), self._limits, strict=True)
 
-    def places(self) -> int:
+    def free_slots(self) -> int:
         """Return how many more runs of the flow may start, keys apart."""
-        places = [gate.places() for gate in self._gates]
-        return min(free for free in places if free is not None)
+        slots = [gate.free_slots() for gate in self._gates]
+        return min(free for free in slots if free is not None)
 
 
 def _exchange(
@@ -217,9 +217,9 @@ def _exchange(
                 gate.leave(run)
 
 
-def _same_place(
+def _same_rule(
     now: Iterable[HeldLimit], before: Iterable[HeldLimit]
 ) -> Iterator[tuple[HeldLimit, HeldLimit]]:
-    """Pair the limits that stand at one place before and after a change."""
-    places = {gate.place: gate for gate in before}
-    return ((gate, places[gate.place]) for gate in now if gate.place in places)
+    """Pair the limits that are of one rule before and after a change."""
+    by_rule = {gate.rule_id: gate for gate in before}
+    return ((gate, by_rule[gate.rule_id]) for gate in now if gate.rule_id in by_rule)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import orjson
 
-from turnout.service.domain.conditions import CANCEL_PLACE
+from turnout.service.domain.conditions import CANCEL_RULE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.foreign import ask, short_key
@@ -32,7 +32,7 @@ class CancelOn:
 
     trigger: Trigger
     fields: Mapping[str, str | Callable[[Event], Hashable]]
-    place: ClassVar[str] = CANCEL_PLACE
+    rule_id: ClassVar[str] = CANCEL_RULE
     option: ClassVar[str] = "match="
 
     @cached_property

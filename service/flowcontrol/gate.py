@@ -66,7 +66,7 @@ class Gate(ABC):
     shared: ClassVar[bool] = False
     cause: ClassVar[Cause] = Cause.TURN
     """What a refused run waits for, in reports and metrics."""
-    place: str = ""
+    rule_id: str = ""
     """Where a run keeps its key for this gate; empty: it keeps none."""
     counts_starts: ClassVar[bool] = False
     named: str = ""
@@ -75,11 +75,11 @@ class Gate(ABC):
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here; None: its whole flow waits with it."""
         keys = run.keys  # as `key_of`, without a call: each gate asks several times a run
-        return keys.get(self.place) if self.place and keys is not None else None
+        return keys.get(self.rule_id) if self.rule_id and keys is not None else None
 
     def key_of(self, keys: Keys | None) -> str | None:
         """Return which of a run's keys is the one for this gate."""
-        return keys.get(self.place) if self.place and keys is not None else None
+        return keys.get(self.rule_id) if self.rule_id and keys is not None else None
 
     @abstractmethod
     def check(self, run: Candidate, now: datetime) -> Answer:
@@ -96,7 +96,7 @@ class Gate(ABC):
         self.leave(run)
 
     def is_held_by(self, run: Candidate) -> bool:
-        """Whether a run has kept its place here while it does not run."""
+        """Whether a run has kept its slot here while it does not run."""
         return False
 
     def start(self, run: Candidate, now: datetime) -> Start | None:
@@ -113,7 +113,7 @@ class Gate(ABC):
         """Return what was asked, for people: the rule, its count and limit, who holds the key."""
         return {}
 
-    def places(self) -> int | None:
+    def free_slots(self) -> int | None:
         """Return how many more runs may enter, whatever their key; None without such a bound."""
         return None
 

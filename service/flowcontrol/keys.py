@@ -10,14 +10,14 @@ from turnout.service.project import AnyFlow
 
 
 def keys_of(flow: AnyFlow, event: Event) -> Keys | None:
-    """Return the key of every keyed rule of a flow, by place; None if it has no such rule.
+    """Return the key of every keyed rule of a flow, by rule; None if it has no such rule.
 
     Raises what the author's function raises, and `NotKept` for a key that holds a secret.
     """
     if not flow.keyed:
         return None
     return {
-        rule.place: secrets.refuse_live(key_of(rule, event), f"the key of {rule.option}")
+        rule.rule_id: secrets.refuse_live(key_of(rule, event), f"the key of {rule.option}")
         for rule in flow.keyed
     }
 

@@ -23,7 +23,7 @@ from .gate import Answer, Candidate, Gate, NamedGates
 from .named_limit import NamedLimit
 
 Hold = Literal["attempt", "run"]
-"""Until when a run has its place: the end of an attempt, or the end of the run."""
+"""Until when a run has its slot: the end of an attempt, or the end of the run."""
 
 MOST = 1_000_000
 """The highest count of a limit."""
@@ -39,7 +39,7 @@ class Limit:
     per: Callable[[Event], Hashable] | None = None
     name: str | None = None
     hold: Hold = "attempt"
-    place: str = "limit"
+    rule_id: str = "limit"
     option: ClassVar[str] = "per="
 
     @property
@@ -85,7 +85,7 @@ def limit(
     * `name`: what is shared
     * `per`: a function of the event: each key has the limit to itself. It is asked once, when the
       event arrives, and its answer is kept as text; None is no key: such a run waits for nobody
-    * `hold`: `"attempt"` gives the place back while the run sleeps, waits or is to be retried; with
+    * `hold`: `"attempt"` gives the slot back while the run sleeps, waits or is to be retried; with
       `"run"` a run keeps it from its first start to its end
 
     Raises `SetupError` for a count below 1.
@@ -130,7 +130,7 @@ def _named(name: str, count: int | None, *, keyed: bool, hold: str) -> Limit:
             "characters"
         )
     words = f"limit({name!r}, {count!r})"
-    return Limit(_checked(words, count), name=name, place=f"limit:{name}")
+    return Limit(_checked(words, count), name=name, rule_id=f"limit:{name}")
 
 
 def _checked(words: str, count: object) -> int:
@@ -154,9 +154,9 @@ def limit_gates(flow: AnyFlow, named: NamedGates) -> Iterator[Gate]:
         if rule.name is not None:
             yield NamedLimit.by_name(rule.name, rule.count, named)
         elif rule.hold == "run":
-            yield HeldLimit(rule.count, "" if rule.per is None else rule.place)
+            yield HeldLimit(rule.count, "" if rule.per is None else rule.rule_id)
         else:
-            yield FlowLimit(rule.count) if rule.per is None else KeyLimit(rule.count, rule.place)
+            yield FlowLimit(rule.count) if rule.per is None else KeyLimit(rule.count, rule.rule_id)
 
 
 class FlowLimit(Gate):
@@ -181,16 +181,16 @@ class FlowLimit(Gate):
         """Count a run no more."""
         self._running -= 1
 
-    def places(self) -> int | None:
+    def free_slots(self) -> int | None:
         """Return how many more may run; below 0 after the limit was lowered."""
         return self.count - self._running
 
     def used(self) -> Mapping[str | None, int]:
-        """Return how many places are in use."""
+        """Return how many slots are in use."""
         return {None: self._running} if self._running else {}
 
     def facts(self, run: Candidate) -> Mapping[str, Fact]:
-        """Return the rule, and how many places are in use."""
+        """Return the rule, and how many slots are in use."""
         return _facts(f"limit({self.count})", self._running, self.count)
 
 
@@ -200,9 +200,9 @@ class KeyLimit(Gate):
     name = "limit"
     cause = Cause.LIMIT
 
-    def __init__(self, count: int, place: str = "limit") -> None:
+    def __init__(self, count: int, rule_id: str = "limit") -> None:
         self.count = count
-        self.place = place
+        self.rule_id = rule_id
         self._running: dict[str, int] = {}
 
     def check(self, run: Candidate, now: datetime) -> Answer:
@@ -228,11 +228,11 @@ class KeyLimit(Gate):
             del self._running[key]
 
     def used(self) -> Mapping[str | None, int]:
-        """Return how many places are in use, by key."""
+        """Return how many slots are in use, by key."""
         return {key: count for key, count in self._running.items()}  # noqa: C416  of other types
 
     def facts(self, run: Candidate) -> Mapping[str, Fact]:
-        """Return the rule, and how many places of the run's key are in use."""
+        """Return the rule, and how many slots of the run's key are in use."""
         used = self._running.get(self.key(run) or "", 0)
         return _facts(f"limit({self.count}, per=…)", used, self.count)
 
@@ -240,19 +240,19 @@ class KeyLimit(Gate):
 class HeldLimit(Gate):
     """At most `count` runs, of the flow or of each key, from their first start to their end.
 
-    The holders of a place are kept by run id, with their token; 0 means that the holder waits, for
-    its next try or for what it awaits. Such a run passes, since it has its place.
+    The holders of a slot are kept by run id, with their token; 0 means that the holder waits, for
+    its next try or for what it awaits. Such a run passes, since it has its slot.
     """
 
     name = "limit"
     cause = Cause.LIMIT
 
     queues_new: bool = True
-    """Whether a new run waits here for those that hold a place."""
+    """Whether a new run waits here for those that hold a slot."""
 
-    def __init__(self, count: int, place: str = "") -> None:
+    def __init__(self, count: int, rule_id: str = "") -> None:
         self.count = count
-        self.place = place
+        self.rule_id = rule_id
         self._holders: dict[str | None, dict[str, int]] = {}
 
     @property
@@ -261,19 +261,19 @@ class HeldLimit(Gate):
         return f'limit({self.count}, hold="run")'
 
     def holders(self, run: Candidate) -> Mapping[str, int]:
-        """Return who holds the places that a run asks for, by run id."""
+        """Return who holds the slots that a run asks for, by run id."""
         return self.holders_for(run.keys)
 
     def holders_for(self, keys: Keys | None) -> Mapping[str, int]:
-        """Return who holds the places that a run with these keys asks for, by run id."""
+        """Return who holds the slots that a run with these keys asks for, by run id."""
         key = self.key_of(keys)
-        return {} if self.place and key is None else self._holders.get(key, {})
+        return {} if self.rule_id and key is None else self._holders.get(key, {})
 
     def _asks(self, run: Candidate) -> bool:
-        return not self.place or self.key(run) is not None
+        return not self.rule_id or self.key(run) is not None
 
     def check(self, run: Candidate, now: datetime) -> Answer:
-        """Let a run pass that holds a place, or while fewer than `count` places are held."""
+        """Let a run pass that holds a slot, or while fewer than `count` slots are held."""
         holders = self.holders(run)
         return None if run.id in holders or len(holders) < self.count else "behind"
 
@@ -283,47 +283,47 @@ class HeldLimit(Gate):
             self._holders.setdefault(self.key(run), {})[run.id] = run.token
 
     def leave(self, run: Candidate) -> None:
-        """Release the place of a run that has ended, unless another attempt of it holds it."""
+        """Release the slot of a run that has ended, unless another attempt of it holds it."""
         self._release(run, run.token)
 
     def suspend(self, run: Candidate) -> None:
-        """Keep the place of a run that waits."""
+        """Keep the slot of a run that waits."""
         holders = self._holders.get(self.key(run), {})
         if holders.get(run.id) == run.token:
             holders[run.id] = 0
 
     def is_held_by(self, run: Candidate) -> bool:
-        """Whether a run has its place already."""
+        """Whether a run has its slot already."""
         return run.id in self.holders(run)
 
     def hold(self, run: Candidate) -> None:
-        """Keep a place for a run that waits, as the journal says."""
+        """Keep a slot for a run that waits, as the journal says."""
         if self._asks(run):
             self._holders.setdefault(self.key(run), {}).setdefault(run.id, 0)
 
     def let_go(self, run: Candidate) -> bool:
-        """Release the place of a run that is not running; False if it holds none."""
+        """Release the slot of a run that is not running; False if it holds none."""
         return self._release(run, 0)
 
     def take_over(self, other: HeldLimit) -> None:
-        """Keep the places of runs that wait, of the limit that stood here before."""
+        """Keep the slots of runs that wait, of the limit that stood here before."""
         for key, holders in other._holders.items():
             for run_id, token in holders.items():
                 if token == 0:
                     self._holders.setdefault(key, {}).setdefault(run_id, 0)
 
-    def places(self) -> int | None:
+    def free_slots(self) -> int | None:
         """Return how many more may start; None if that depends on their key."""
-        return None if self.place else self.count - len(self._holders.get(None, ()))
+        return None if self.rule_id else self.count - len(self._holders.get(None, ()))
 
     def used(self) -> Mapping[str | None, int]:
-        """Return how many places are in use, by key."""
+        """Return how many slots are in use, by key."""
         return {key: len(holders) for key, holders in self._holders.items()}
 
     def facts(self, run: Candidate) -> Mapping[str, Fact]:
-        """Return the rule, how many places are in use, and who has the only one."""
+        """Return the rule, how many slots are in use, and who has the only one."""
         holders = self.holders(run)
-        keyed = ", per=…" if self.place else ""
+        keyed = ", per=…" if self.rule_id else ""
         facts = _facts(f'limit({self.count}{keyed}, hold="run")', len(holders), self.count)
         return facts | ({"other": next(iter(holders))} if len(holders) == 1 else {})
 

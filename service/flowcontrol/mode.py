@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, get_args
 
-from turnout.service.domain.conditions import MODE_PLACE
+from turnout.service.domain.conditions import MODE_RULE
 from turnout.service.domain.conditions import Mode as Kind
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.errors import SetupError
@@ -31,7 +31,7 @@ class Mode:
 
     kind: Kind
     per: Callable[[Event], Hashable]
-    place: ClassVar[str] = MODE_PLACE
+    rule_id: ClassVar[str] = MODE_RULE
     option: ClassVar[str] = "key="
 
     def warning(self, flow: Flow[..., Any]) -> str | None:
@@ -73,11 +73,11 @@ def mode_gates(flow: AnyFlow, named: NamedGates) -> list[Gate]:
 class ModeGate(HeldLimit):
     """One run of each key at a time, from its first start to its end."""
 
-    name = MODE_PLACE
+    name = MODE_RULE
     cause = Cause.MODE
 
     def __init__(self, declared: Mode) -> None:
-        super().__init__(1, MODE_PLACE)
+        super().__init__(1, MODE_RULE)
         self.queues_new = declared.kind == "latest"
         self._words = f'mode="{declared.kind}"'
 

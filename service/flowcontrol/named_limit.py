@@ -1,10 +1,10 @@
 """Named limits: `limit("db", 3)` is one limit for every flow and every task that says it.
 
-A run of a flow has a place while it runs; a task (`@task(limit=…)`) takes one for each try. A place
+A run of a flow has a slot while it runs; a task (`@task(limit=…)`) takes one for each try. A slot
 that becomes free goes to a task first: its run is under way and holds a slot meanwhile.
 
-A try that waits keeps its run, and so the places of the run, until it has had its turn. Runs that
-wait for each other's places in that way would never end: the try that would make it so is refused.
+A try that waits keeps its run, and so the slots of the run, until it has had its turn. Runs that
+wait for each other's slots in that way would never end: the try that would make it so is refused.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .gate import Answer, Candidate, Gate, NamedGates
 
 
 def _nobody(_gate: Gate) -> None:
-    """Tell nobody that a place is free."""
+    """Tell nobody that a slot is free."""
 
 
 class NeverFree(Exception):
-    """A place of `limit` is held until the asking run ends.
+    """A slot of `limit` is held until the asking run ends.
 
-    The run `holder` has it, and does not end before it has had a place of `awaited`.
+    The run `holder` has it, and does not end before it has had a slot of `awaited`.
     """
 
     def __init__(self, limit: NamedLimit, holder: str, awaited: NamedLimit) -> None:
@@ -40,7 +40,7 @@ class NeverFree(Exception):
 
 
 class _Asking(NamedTuple):
-    """A try that waits for a place: its run, and what it waits on."""
+    """A try that waits for a slot: its run, and what it waits on."""
 
     run_id: str
     granted: asyncio.Future[None]
@@ -49,7 +49,7 @@ class _Asking(NamedTuple):
 class NamedLimit(Gate):
     """At most `count` runs and tries of tasks at once.
 
-    `freed` is called when a task has given a place back that no other task waits for.
+    `freed` is called when a task has given a slot back that no other task waits for.
     """
 
     name = "limit"
@@ -96,7 +96,7 @@ class NamedLimit(Gate):
         return f'limit("{self.named}", {self.count})'
 
     def check(self, run: Candidate, now: datetime) -> Answer:
-        """Let a run pass while a place is free."""
+        """Let a run pass while a slot is free."""
         return None if self._running < self.count else "behind"
 
     def enter(self, run: Candidate, now: datetime) -> None:
@@ -112,27 +112,27 @@ class NamedLimit(Gate):
             del self._runs[run.id]
         self._hand_over()
 
-    def places(self) -> int | None:
-        """Return how many places are free; below 0 after the limit was lowered."""
+    def free_slots(self) -> int | None:
+        """Return how many slots are free; below 0 after the limit was lowered."""
         return self.count - self._running
 
     def used(self) -> Mapping[str | None, int]:
-        """Return how many places are in use, by runs and tries of tasks."""
+        """Return how many slots are in use, by runs and tries of tasks."""
         return {None: self._running} if self._running else {}
 
     def facts(self, run: Candidate) -> Mapping[str, Fact]:
-        """Return the rule, and how many places are in use."""
+        """Return the rule, and how many slots are in use."""
         return {"rule": self.words, "count": self._running, "limit": self.count}
 
     @property
     def waiting(self) -> int:
-        """How many tries of tasks wait for a place."""
+        """How many tries of tasks wait for a slot."""
         return len(self._waiting)
 
     # ------------------------------------------------------------ tries of tasks
 
     async def take(self, run_id: str, named: NamedGates) -> None:
-        """Wait for a place for a try of a run, in the order of asking; on the loop only.
+        """Wait for a slot for a try of a run, in the order of asking; on the loop only.
 
         Raises `NeverFree` if it would wait for ever.
         """
@@ -147,21 +147,21 @@ class NamedLimit(Gate):
             await asking.granted
         except asyncio.CancelledError:
             if asking.granted.cancelled():
-                with suppress(ValueError):  # passed over already, by a place that became free
+                with suppress(ValueError):  # passed over already, by a slot that became free
                     self._waiting.remove(asking)
             else:
                 self.release()  # it was granted in the same turn of the loop
             raise
 
     def release(self) -> None:
-        """Give a place back that `take` has taken; on the loop only."""
+        """Give a slot back that `take` has taken; on the loop only."""
         self._running -= 1
         self._hand_over()
         if self._running < self.count:
             self.freed(self)
 
     def _hand_over(self) -> None:
-        """Give free places to the tries that have waited longest."""
+        """Give free slots to the tries that have waited longest."""
         while self._waiting and self._running < self.count:
             _, granted = self._waiting.popleft()
             if not granted.done():
@@ -181,7 +181,7 @@ class NamedLimit(Gate):
                 asking.granted.set_exception(NeverFree(self, holder, awaited))
 
     def _is_freed_by_others(self, stuck: Container[str]) -> bool:
-        """Whether a place becomes free though these runs never end; the tries inside do."""
+        """Whether a slot becomes free though these runs never end; the tries inside do."""
         kept = sum(count for run_id, count in self._runs.items() if run_id in stuck)
         return kept < self.count
 

@@ -22,14 +22,14 @@ def limits_of(flow: AnyFlow) -> Iterator[Limit]:
 
 def limit_name(flow: str, rule: Limit) -> str:
     """Return the name under which a limit is overridden: `limit:NAME`, or `flow:FLOW/PLACE`."""
-    return f"flow:{flow}/{rule.place}" if rule.name is None else f"limit:{rule.name}"
+    return f"flow:{flow}/{rule.rule_id}" if rule.name is None else f"limit:{rule.name}"
 
 
 def short_names(flow: AnyFlow) -> dict[str, str]:
     """Return how operators name the limits of a flow, by `limit_name`.
 
     A named one by its name, the first of the flow's own by that of the flow, others with their
-    place: `bill/limit.2`.
+    id: `bill/limit.2`.
     """
     names: dict[str, str] = {}
     own = 0
@@ -38,7 +38,7 @@ def short_names(flow: AnyFlow) -> dict[str, str]:
             names[limit_name(flow.name, rule)] = rule.name
         else:
             own += 1
-            short = flow.name if own == 1 else f"{flow.name}/{rule.place}"
+            short = flow.name if own == 1 else f"{flow.name}/{rule.rule_id}"
             names[limit_name(flow.name, rule)] = short
     return names
 

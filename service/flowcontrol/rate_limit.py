@@ -24,7 +24,7 @@ class RateLimit:
 
     rate: Rate
     per: Callable[[Event], Hashable] | None = None
-    place: str = "rate_limit"
+    rule_id: str = "rate_limit"
     name: ClassVar[str | None] = None
     option: ClassVar[str] = "per="
 
@@ -37,7 +37,7 @@ class RateLimit:
     def condition(self) -> RateLimitRule:
         """What the journal asks of a new run."""
         return RateLimitRule(
-            self.place, self.per is not None, self.rate.count, self.rate.period, self.words
+            self.rule_id, self.per is not None, self.rate.count, self.rate.period, self.words
         )
 
 

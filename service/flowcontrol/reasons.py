@@ -31,7 +31,7 @@ def _words(cause: Cause, facts: Mapping[str, Fact]) -> str:
     at = f", asked again at {_instant(after)}" if isinstance(after, datetime) else ""
     used = f": {facts['count']} of {facts['limit']} in use" if "limit" in facts else ""
     words = {
-        Cause.LIMIT: f"for a place of {rule}{key}{used}",
+        Cause.LIMIT: f"for a slot of {rule}{key}{used}",
         Cause.RATE: f"for {rule}{key}{at}",
         Cause.ORDER: f"for run {other}, the head{key}" if other else f"for the head{key}",
         Cause.MODE: f"for run {other}{key} to end" if other else f"for the run{key} to end",

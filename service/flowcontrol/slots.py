@@ -38,6 +38,6 @@ class Slots(Gate):
         """Give the slot back."""
         self.free += 1
 
-    def places(self) -> int:
+    def free_slots(self) -> int:
         """Return how many slots are free."""
         return self.free

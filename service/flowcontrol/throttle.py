@@ -35,7 +35,7 @@ class Throttle:
     rate: Rate
     name: str | None = None
     per: Callable[[Event], Hashable] | None = None
-    place: str = "throttle"
+    rule_id: str = "throttle"
     option: ClassVar[str] = "per="
 
     @property
@@ -84,21 +84,21 @@ def throttle(
 
 
 def numbered(rules: Sequence[Throttle | RateLimit]) -> tuple[Throttle | RateLimit, ...]:
-    """Return the rules of one flow, each with a place of its own: `throttle`, `throttle.2`.
+    """Return the rules of one flow, each with an id of its own: `throttle`, `throttle.2`.
 
     Raises `SetupError` for a name that is said twice.
     """
     seen: Counter[str] = Counter()
     placed: list[Throttle | RateLimit] = []
     for rule in rules:
-        seen[rule.place] += 1
-        number = seen[rule.place]
+        seen[rule.rule_id] += 1
+        number = seen[rule.rule_id]
         if number == 1:
             placed.append(rule)
             continue
         if isinstance(rule, Throttle) and rule.name is not None:
             raise SetupError(f"rate= names the throttle {rule.name!r} twice")
-        placed.append(replace(rule, place=f"{rule.place}.{number}"))
+        placed.append(replace(rule, rule_id=f"{rule.rule_id}.{number}"))
     return tuple(placed)
 
 
@@ -108,7 +108,7 @@ def throttle_gates(flow: AnyFlow, named: NamedGates) -> Iterable[Gate]:
         if not isinstance(rule, Throttle):
             continue
         owner = flow.name if rule.name is None else ""
-        known = ("throttle", rule.name) if rule.name else ("throttle of", f"{owner}/{rule.place}")
+        known = ("throttle", rule.name) if rule.name else ("throttle of", f"{owner}/{rule.rule_id}")
         gate = named.get(known)
         if not isinstance(gate, ThrottleGate):
             gate = named[known] = ThrottleGate(owner, rule)
@@ -137,12 +137,12 @@ class ThrottleGate(Gate):
         """Keep to the rate of a rule from now on; what has started counts for it."""
         self.rule, self.rate = rule, rule.rate
         self.log.period = self.rate.period
-        self.place = "" if rule.per is None else rule.place
+        self.rule_id = "" if rule.per is None else rule.rule_id
 
     @property
     def owns(self) -> tuple[str, str]:
-        """The flow and the place under which its starts are recorded."""
-        return self.flow, self.rule.place
+        """The flow and the id of the rule under which its starts are recorded."""
+        return self.flow, self.rule.rule_id
 
     def key(self, run: Candidate) -> str | None:
         """Return the key under which a run waits here."""
@@ -152,7 +152,7 @@ class ThrottleGate(Gate):
         """Return the key under which a start of the run counts; None: it does not."""
         if run.resumes:
             return None
-        return self.key(run) if self.place else ""
+        return self.key(run) if self.rule_id else ""
 
     def check(self, run: Candidate, now: datetime) -> Answer:
         """Let a run pass that does not count, or fits in; else at the next free instant."""
@@ -169,16 +169,20 @@ class ThrottleGate(Gate):
         if key is None:
             return None
         self.log.add(key, now)
-        return Start(self.flow, self.rule.place, key, now, now + self.rate.period)
+        return Start(self.flow, self.rule.rule_id, key, now, now + self.rate.period)
 
     def give_back(self, run: Candidate) -> None:
         """Forget a start that did not happen."""
         for start in run.starts:
-            if (start.flow, start.place) == self.owns:
+            if (start.flow, start.rule_id) == self.owns:
                 self.log.remove(start.key, start.at)
 
     def inherit(self, other: Gate) -> None:
-        """Count what a renamed flow has started under its own throttle in this place."""
-        if isinstance(other, ThrottleGate) and self.rule.place == other.rule.place and self.flow:
+        """Count what a renamed flow has started under its own throttle of this id."""
+        if (
+            isinstance(other, ThrottleGate)
+            and self.rule.rule_id == other.rule.rule_id
+            and self.flow
+        ):
             self.log.take_over(other.log)
             self.is_recalled = self.is_recalled or other.is_recalled

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
-from turnout.service.domain.conditions import UNIQUE_PLACE, Until
+from turnout.service.domain.conditions import UNIQUE_RULE, Until
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.units import parse_duration
@@ -26,7 +26,7 @@ class Unique:
 
     per: Callable[[Event], Hashable]
     until: Until = "done"
-    place: ClassVar[str] = UNIQUE_PLACE
+    rule_id: ClassVar[str] = UNIQUE_RULE
     option: ClassVar[str] = "unique="
 
 

@@ -45,7 +45,7 @@ class Use:
     the attempts that failed, and those that open it. `declared` is what flow files say where an
     operator has set another `max`, under `full_name`. `next_free` is when the next run may start,
     None for now or when one ends. `state` and `reason` are those of a breaker, `level` is that of a
-    priority class, `accepted` the place and the period of a rate limit, whose log the journal has.
+    priority class, `accepted` the id and the period of a rate limit, whose log the journal has.
     """
 
     kind: Kind
@@ -65,11 +65,11 @@ class Use:
     reason: str = ""
 
 
-def rule_name(flow: str, name: str | None, place: str) -> str:
+def rule_name(flow: str, name: str | None, rule_id: str) -> str:
     """Return how a rule is named: by its own name, or as that of a flow."""
     if name is not None:
         return name
-    return flow if "." not in place else f"{flow}/{place}"
+    return flow if "." not in rule_id else f"{flow}/{rule_id}"
 
 
 LEVELS = {HIGH: "high", NORMAL: "normal", LOW: "low"}
@@ -119,7 +119,7 @@ def use_of_throttle(flows: tuple[str, ...], gate: ThrottleGate, now: datetime) -
     busiest = nlargest(BUSIEST, used, used.__getitem__) if is_keyed else ()
     return Use(
         kind="rate",
-        name=rule_name(flows[0], rule.name, rule.place),
+        name=rule_name(flows[0], rule.name, rule.rule_id),
         rule=rule.words,
         flows=flows,
         used=sum(used.values()),
@@ -134,12 +134,12 @@ def use_of_rate_limit(flow: str, rule: RateLimit) -> Use:
     """Return a rate limit; what it has accepted is counted in the journal: `with_accepted`."""
     return Use(
         kind="rate",
-        name=rule_name(flow, None, rule.place),
+        name=rule_name(flow, None, rule.rule_id),
         rule=rule.words,
         flows=(flow,),
         used=0,
         max=rule.rate.count,
-        accepted=(rule.place, rule.rate.period),
+        accepted=(rule.rule_id, rule.rate.period),
     )
 
 

@@ -88,7 +88,7 @@ class ServiceHost:
             Entry(event=event, runs=[run]), [(run, child, event, child.bind(event))], {}
         )
         opening = Opening(topic=run_topic(run.id), race=race)
-        if order_key is None and not self._dispatcher.keeps_places(flow):
+        if order_key is None and not self._dispatcher.keeps_slots(flow):
             await self._submit(claim, step, routed, opening)
             return
         with self._wait_graph.pending_call(claim.run_id, run) as earlier:

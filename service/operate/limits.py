@@ -179,8 +179,8 @@ async def _with_log(journal: Reads, use: Use, now: datetime) -> Use:
     """Return the use of a rate limit with what the journal says it has accepted."""
     if use.accepted is None or use.max is None:
         return use
-    place, period = use.accepted
-    found = await journal.accepted_by_key(use.flows[0], place, since=now - period, nth=use.max)
+    rule_id, period = use.accepted
+    found = await journal.accepted_by_key(use.flows[0], rule_id, since=now - period, nth=use.max)
     return with_accepted(
         use,
         [KeyUse(key, used, None if nth is None else nth + period) for key, used, nth in found],

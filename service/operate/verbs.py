@@ -245,7 +245,7 @@ class SetLimit(Verb[StoredOverride]):
     """Override a limit for as long as it `lasts`; then the flow file holds again.
 
     `name` is that of a named limit (`limit:db`, or `db` in a service), or of a flow (`flow:bill`,
-    `bill`), for another limit than its first one with its place: `bill/limit.2`. A higher count
+    `bill`), for another limit than its first one with its id: `bill/limit.2`. A higher count
     starts runs at once, a lower one stops none. Raises `NotFound`, `Refused` for a name that is
     both, `InvalidData` for a count below 1.
     """

@@ -19,7 +19,7 @@ from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
     EVERYTHING,
     MOST_COUNTED,
-    ORDER_PLACE,
+    ORDER_RULE,
     InLine,
     OpenStep,
     StoredPause,
@@ -58,9 +58,9 @@ async def waits_of(
             if run.state is RunState.QUEUED and known.cause in _LINES:
                 lines[run.id] = _line_of(run, known)
     if lines:
-        places = await reads.places_in_line(list(lines.values()))
-        for run_id, place in zip(lines, places, strict=True):
-            found[run_id] = _in_line(found[run_id], place)
+        positions = await reads.queue_positions(list(lines.values()))
+        for run_id, position in zip(lines, positions, strict=True):
+            found[run_id] = _in_line(found[run_id], position)
     return found
 
 
@@ -93,17 +93,21 @@ def _line_of(run: Run, waiting: Waiting) -> InLine:
     """Return the line of a queued run: of its key, where it waits for one, else of its flow."""
     key = waiting.facts.get("key")
     if waiting.cause is Cause.ORDER:
-        return InLine(run.seq, run.flow, ORDER_PLACE, run.order_key)
-    places = [place for place, text in (run.keys or {}).items() if text is not None and text == key]
-    if not places:
+        return InLine(run.seq, run.flow, ORDER_RULE, run.order_key)
+    rule_ids = [
+        rule_id for rule_id, text in (run.keys or {}).items() if text is not None and text == key
+    ]
+    if not rule_ids:
         return InLine(run.seq, run.flow, None, None)
-    return InLine(run.seq, run.flow, places[0], str(key))
+    return InLine(run.seq, run.flow, rule_ids[0], str(key))
 
 
-def _in_line(waiting: Waiting, place: int) -> Waiting:
-    number = f"number {place}" if place < MOST_COUNTED else f"beyond number {MOST_COUNTED - 1}"
+def _in_line(waiting: Waiting, position: int) -> Waiting:
+    number = (
+        f"number {position}" if position < MOST_COUNTED else f"beyond number {MOST_COUNTED - 1}"
+    )
     words = f"{waiting.detail}; it is {number} in line"
-    return replace(waiting, detail=words, facts={**waiting.facts, "place": place})
+    return replace(waiting, detail=words, facts={**waiting.facts, "queue_position": position})
 
 
 def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiting | None:

@@ -129,12 +129,12 @@ class Pools:
         begun: Callable[[], None] | None,
     ) -> Any:
         request = request_of(function, args, kwargs, name)
-        waiting, place = self._waiting["processes"], object()
-        waiting.enter(place, copy_context())
+        waiting, call = self._waiting["processes"], object()
+        waiting.enter(call, copy_context())
         try:
             await self._slots.acquire()
         finally:
-            waiting.leave(place)
+            waiting.leave(call)
         try:
             answer = await self._exchange(request, name, begun)
         finally:

@@ -23,7 +23,7 @@ log = logs.get_logger("turnout.pools")
 
 
 class Waiting:
-    """The calls that wait for a place in one pool, and since when; left from any thread."""
+    """The calls that wait for a slot in one pool, and since when; left from any thread."""
 
     def __init__(self) -> None:
         self._calls: dict[object, tuple[Context, float]] = {}
@@ -36,7 +36,7 @@ class Waiting:
         self._calls[call] = context, time.monotonic()
 
     def leave(self, call: object) -> None:
-        """Note that a call has its place, or is called off."""
+        """Note that a call has its slot, or is called off."""
         self._calls.pop(call, None)
 
     @property

@@ -187,8 +187,10 @@ def request_of(
             f"pass plain data, a path or an id instead"
         ) from None
     level = logs.level()
-    place = (file, source, function.__module__, function.__qualname__)
-    return pickle.dumps((place, inner, level, (secrets.secrets_folder(), secrets.revealed())))
+    function_path = (file, source, function.__module__, function.__qualname__)
+    return pickle.dumps(
+        (function_path, inner, level, (secrets.secrets_folder(), secrets.revealed()))
+    )
 
 
 def value_of(answer: Any, name: str) -> Any:
@@ -252,13 +254,13 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
             request = pipe.recv_bytes()
         except (EOFError, OSError):
             return
-        place, inner, level, (folder, revealed) = pickle.loads(request)
+        function_path, inner, level, (folder, revealed) = pickle.loads(request)
         secrets.configure(folder)
         secrets.remember(revealed)
         with logs.forwarded(level, partial(_send, pipe, _RECORD)):
             # A context of its own: what one call restores, the next must not find.
             begun = partial(_send, pipe, _BEGUN, b"")
-            answer = copy_context().run(_perform, place, inner, begun)
+            answer = copy_context().run(_perform, function_path, inner, begun)
         try:
             _send(pipe, _ANSWER, pickle.dumps(answer, protocol=5))
         except MemoryError:
@@ -296,10 +298,10 @@ _NO_MEMORY = ("memory", None, "")
 
 
 def _perform(
-    place: FunctionPath, inner: bytes, begun: Callable[[], None]
+    function_path: FunctionPath, inner: bytes, begun: Callable[[], None]
 ) -> tuple[str, bytes | None, str]:
     try:
-        function = _find(*place)
+        function = _find(*function_path)
         args, kwargs, along = pickle.loads(inner)
         checks = [restore(*state) for restore, state in along]
         begun()

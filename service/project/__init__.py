@@ -112,7 +112,7 @@ def shared_problems(flows: Iterable[AnyFlow], tasks: Iterable[Task[Any]]) -> lis
     for rule, user in users:
         if rule.name is None:
             continue
-        first, owner = known.setdefault(rule.place, (rule, user))
+        first, owner = known.setdefault(rule.rule_id, (rule, user))
         if first.words != rule.words:
             found.append(
                 _at(

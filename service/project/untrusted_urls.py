@@ -91,9 +91,9 @@ class _Visitor(SourceVisitor):
         owner = getattr(called, "__self__", called)
         if (type(owner).__module__, type(owner).__qualname__) != HTTP_ACTION:
             return None
-        place = 1 if owner is called else 0  # http("GET", url), http.get(url)
+        index = 1 if owner is called else 0  # http("GET", url), http.get(url)
         named = next((each.value for each in node.keywords if each.arg == "url"), None)
-        return node.args[place] if len(node.args) > place else named
+        return node.args[index] if len(node.args) > index else named
 
     def _is_of_event(self, node: ast.expr) -> bool:
         """Whether a value is, or is made of, what an event brings."""

@@ -125,8 +125,8 @@ _flights: dict[tuple[int, bytes], tuple[asyncio.Lock, list[None]]] = {}
 @asynccontextmanager
 async def alone(owner: object, key: bytes) -> AsyncIterator[None]:
     """Let one caller at a time work on a key of `owner`; the others wait."""
-    place = (id(owner), key)
-    lock, waiting = _flights.setdefault(place, (asyncio.Lock(), []))
+    flight = (id(owner), key)
+    lock, waiting = _flights.setdefault(flight, (asyncio.Lock(), []))
     waiting.append(None)
     try:
         async with lock:
@@ -134,7 +134,7 @@ async def alone(owner: object, key: bytes) -> AsyncIterator[None]:
     finally:
         waiting.pop()
         if not waiting:
-            del _flights[place]
+            del _flights[flight]
 
 
 # ---------------------------------------------------------------- a step with cached results

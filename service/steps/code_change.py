@@ -121,5 +121,5 @@ class RecordedSequence:
     def _is_missed(self, key: str, path: str) -> bool:
         if not key.startswith(path):
             return False
-        place, branch, _ = key[len(path) :].partition("[")
-        return not branch or path + place not in self._seen
+        step, branch, _ = key[len(path) :].partition("[")
+        return not branch or path + step not in self._seen

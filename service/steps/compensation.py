@@ -185,13 +185,13 @@ def _registered(context: RunContext) -> list[Undo]:
 class _Part:
     """One step of the compensation; `prepare` finds the task and its arguments."""
 
-    place: str
+    scope: str
     name: str
     prepare: Callable[[], tuple[Task[Any], tuple[Any, ...], Mapping[str, Any]]]
 
     def __str__(self) -> str:
         """Return the key of the step."""
-        return f"{self.place}/{self.name}#1"
+        return f"{self.scope}/{self.name}#1"
 
 
 class _Compensation:
@@ -265,7 +265,7 @@ def _log_broken(error: JournalError) -> None:
 
 def _known(run: ClaimedRun, part: _Part) -> StepRecord | None:
     """Return the record of a step, found without the author's code."""
-    beginning = f"{part.place}/"
+    beginning = f"{part.scope}/"
     found = (it for key, it in run.recorded.items() if key.startswith(beginning))
     return next(found, None)
 
@@ -329,7 +329,7 @@ def _raiser(error: Exception, name: str) -> Callable[[], None]:
 
 async def _attend(context: RunContext, part: _Part) -> Literal["succeeded", "failed"]:
     """Run one step of the compensation; a failure is recorded and logged, not raised."""
-    scope = Scope(context, f"{part.place}/")
+    scope = Scope(context, f"{part.scope}/")
     try:
         task, args, kwargs = part.prepare()
         await step.run(step.StepCall(task, scope, scope.next_key(task.name), args, kwargs))
@@ -369,7 +369,7 @@ async def _give_up(context: RunContext, part: _Part, known: StepRecord | None) -
 
 
 def _report(part: _Part, error: str) -> None:
-    log.error("compensation.failed", step=f"{part.place}/{part.name}", error=error)
+    log.error("compensation.failed", step=f"{part.scope}/{part.name}", error=error)
 
 
 def _died(outcome: Outcome, part: _Part) -> Outcome:
@@ -380,7 +380,7 @@ def _died(outcome: Outcome, part: _Part) -> Outcome:
     ):
         return outcome
     why = "" if failure is None else f", which had failed: {failure.type}: {failure.message}"
-    message = f"the process died again and again at {part.place}/{part.name} of this run{why}"
+    message = f"the process died again and again at {part.scope}/{part.name} of this run{why}"
     at = None if failure is None else failure.step
     return replace(outcome, error=RunError(PROCESS_DIED, message, at))
 

@@ -59,7 +59,7 @@ def _perform(call: StepCall) -> Any:
         finally:
             step_scope.discard_attached()
             if call.task.limit is not None:
-                pools.call_soon(call.leave_place)
+                pools.call_soon(call.leave_slot)
         if delay is None:
             return pools.on_loop(give_up(call, failure))
         pools.on_loop(store(call.context, call.failed(failure, again_in=delay)))
@@ -68,8 +68,8 @@ def _perform(call: StepCall) -> Any:
 def _wait_for_turn(call: StepCall) -> None:
     try:
         pools.on_loop(until_its_turn(call))
-    except BaseException:  # stopped while it waited, or in the moment when it got the place
-        pools.call_soon(call.leave_place)
+    except BaseException:  # stopped while it waited, or in the moment when it got the slot
+        pools.call_soon(call.leave_slot)
         raise
 
 

@@ -21,7 +21,7 @@ INVALID_ITEMS = "invalid_items"
 
 
 def asked_items(error: BaseException) -> tuple[int, ...] | None:
-    """Return the places that an error names which decides the outcome of an attempt."""
+    """Return the indexes that an error names which decides the outcome of an attempt."""
     decides = deciding(error)
     if not isinstance(decides, Retry | Fail):
         return None
@@ -44,19 +44,19 @@ def with_items(
     if run.members is None or (not is_retry and len(asked) == count):
         return outcome  # all of them: the run itself
     if is_retry:
-        outcome.left = [run.members.places[place] for place in asked]
+        outcome.left = [run.members.indexes[index] for index in asked]
         return outcome
     failed = describe(error)
     return Outcome(
         state=RunState.SUCCEEDED,
         reason=f"{len(asked)} of {count} items failed: {failed.message}",
-        failed_items=[(run.members.seqs[place], failed) for place in asked],
+        failed_items=[(run.members.seqs[index], failed) for index in asked],
     )
 
 
 def _refused(asked: tuple[int, ...], count: int, *, is_retry: bool) -> Outcome:
     name = "Retry" if is_retry else "Fail"
-    words = f"it was called with {count}, and places count from 0"
+    words = f"it was called with {count}, and indexes count from 0"
     if not count:
         words = "it is not called with a list; a window calls a flow with one that takes list[…]"
     message = f"{name}(items={list(asked)}): the run has no such items: {words}"

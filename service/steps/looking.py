@@ -45,11 +45,11 @@ async def look(context: RunContext) -> None:
     due = [known for known in _open_steps(context) if _is_due_poll(known, now)]
     if not due:
         return
-    places = asyncio.Semaphore(LOOKS_AT_ONCE)
+    free = asyncio.Semaphore(LOOKS_AT_ONCE)
     failed_dependencies: dict[str, None] = {}
 
     async def look_at(known: StepRecord) -> StepRecord:
-        async with places:
+        async with free:
             one = _Look(context, scope, known)
             try:
                 return await one.made()
@@ -120,7 +120,7 @@ class _Look:
         refused, check = call.refusal(), call.task
         while True:
             if refused is None and check.limit is not None:
-                refused = await call.take_place()
+                refused = await call.take_slot()
             call.begin()
             if refused is not None:
                 return await self._failed(call, refused)
@@ -132,7 +132,7 @@ class _Look:
             else:
                 return await self._saw(call, value, end)
             finally:
-                call.leave_place()
+                call.leave_slot()
             if ends_attempt(call, failure):
                 raise failure
             delay = next_try(call, failure)

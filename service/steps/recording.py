@@ -82,13 +82,13 @@ async def _record_with(
 
 FULL_QUEUE_WAIT_SECONDS = 0.25
 MOST_SECONDS_OVERLOADED = 10.0
-"""How long a run waits for a place in a full queue for what it starts."""
+"""How long a run waits for room in a full queue for what it starts."""
 
 
 async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
     """Write to the journal, waiting while the disk is full; other failures end the attempt.
 
-    Raises `TooManyRuns` when what is written starts runs that have found no place for 10 s.
+    Raises `TooManyRuns` when what is written starts runs that have found no room for 10 s.
     """
     waited = 0.0
     while True:

@@ -81,9 +81,9 @@ class StepCall:
         "kwargs",
         "last_error",
         "not_before",
-        "place",
         "scope",
         "services",
+        "slot",
         "task",
         "tries",
     )  # fmt: skip
@@ -107,7 +107,7 @@ class StepCall:
         self.kwargs = kwargs
         self.tries = 0
         self.not_before: datetime | None = None
-        self.place: NamedLimit | None = None
+        self.slot: NamedLimit | None = None
         self.last_error: RunError | None = None
         self.failed_dependencies: Sequence[str] = ()
         self.done: StepRecord | None = None
@@ -191,17 +191,17 @@ class StepCall:
         return refused or (None if self.task.limit is None else self._own_limit())
 
     def _own_limit(self) -> Fail | None:
-        """Return why the task's limit would never be free: the run itself holds a place there."""
+        """Return why the task's limit would never be free: the run itself holds a slot there."""
         rule, flow = self.task.limit, self.context.flow
         if rule is None or flow is None or all(each.name != rule.name for each in flow.concurrency):
             return None
         return Fail(
-            f"{self} would wait for ever: its task takes a place of {rule.words}, and so does its "
+            f"{self} would wait for ever: its task takes a slot of {rule.words}, and so does its "
             "flow (concurrency=); leave it out of one of them"
         )
 
-    async def take_place(self) -> Fail | None:
-        """Wait for a place at the task's limit, if it has one; returns why that would never end."""
+    async def take_slot(self) -> Fail | None:
+        """Wait for a slot at the task's limit, if it has one; returns why that would never end."""
         rule, named = self.task.limit, self.services.named
         if rule is None or rule.name is None:
             return None
@@ -211,19 +211,19 @@ class StepCall:
         except NeverFree as deadlock:
             awaited = deadlock.awaited.words
             return Fail(
-                f"{self} would wait for ever: run {deadlock.holder} has a place of {gate.words} "
+                f"{self} would wait for ever: run {deadlock.holder} has a slot of {gate.words} "
                 f"until it ends, and waits for one of {awaited}, which this run has until it ends; "
                 f"let a flow take both at once, concurrency=[{awaited}, {gate.words}], and its "
                 "tasks none"
             )
-        self.place = gate
+        self.slot = gate
         return None
 
-    def leave_place(self) -> None:
-        """Give the place back; on the loop only."""
-        if self.place is not None:
-            self.place.release()
-            self.place = None
+    def leave_slot(self) -> None:
+        """Give the slot back; on the loop only."""
+        if self.slot is not None:
+            self.slot.release()
+            self.slot = None
 
     def begin(self) -> None:
         """Note the start of a try."""
@@ -431,7 +431,7 @@ async def perform(call: StepCall) -> Any:
             return value
         finally:
             step_scope.discard_attached()
-            call.leave_place()
+            call.leave_slot()
             pools.steps -= 1
             current_scope.reset(outer)
             if step_scope.pending_calls is not None and step_scope.pending_calls.is_left:
@@ -442,13 +442,13 @@ async def perform(call: StepCall) -> Any:
 
 
 async def until_its_turn(call: StepCall) -> Fail | None:
-    """Wait until the next try may start: its backoff is over, and its limit has a place.
+    """Wait until the next try may start: its backoff is over, and its limit has a slot.
 
     Returns why it may never start.
     """
     if call.not_before is not None:
         await back_off(call)
-    return await call.take_place()
+    return await call.take_slot()
 
 
 async def give_up(call: StepCall, failure: Exception) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turnout.service.cli.tracebacks import folded
-from turnout.service.cli.words import place_of
+from turnout.service.cli.words import location_of
 
 REFUSED = """\
 Traceback (most recent call last):
@@ -59,8 +59,8 @@ def test_a_traceback_of_own_frames_stays_as_it_is() -> None:
     assert folded("") == ""
 
 
-def test_the_place_of_an_error_is_the_last_line_of_the_author() -> None:
-    assert place_of(REFUSED) == "/srv/flows/look.py:20"
-    assert place_of('  File "/srv/service/bill.py", line 3, in bill') == "/srv/service/bill.py:3"
-    assert place_of('  File "/opt/turnout/service/steps/step.py", line 3, in call') == ""
-    assert place_of(None) == ""
+def test_the_location_of_an_error_is_the_last_line_of_the_author() -> None:
+    assert location_of(REFUSED) == "/srv/flows/look.py:20"
+    assert location_of('  File "/srv/service/bill.py", line 3, in bill') == "/srv/service/bill.py:3"
+    assert location_of('  File "/opt/turnout/service/steps/step.py", line 3, in call') == ""
+    assert location_of(None) == ""

@@ -1,4 +1,4 @@
-"""Runs that wait for each other's places at named limits: one of them fails and says why."""
+"""Runs that wait for each other's slots at named limits: one of them fails and says why."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def use_c() -> None: ...
 
 
 class Together:
-    """Flows of which each has a place of one limit before one of them calls its task."""
+    """Flows of which each has a slot of one limit before one of them calls its task."""
 
     def __init__(self, count: int) -> None:
         self._missing = count
@@ -86,7 +86,7 @@ async def test_of_two_runs_that_wait_for_each_others_place_one_fails_by_name(
         }[failed]
         assert errors[failed] == (
             f"step 'use_{kept}#1' of flow '{failed}' would wait for ever: run {other[held_by]} has "
-            f'a place of limit("{kept}", 1) until it ends, and waits for one of '
+            f'a slot of limit("{kept}", 1) until it ends, and waits for one of '
             f'limit("{wanted}", 1), which this run has until it ends; let a flow take both at '
             f'once, concurrency=[limit("{wanted}", 1), limit("{kept}", 1)], and its tasks none'
         )
@@ -125,7 +125,7 @@ async def test_a_chain_of_limits_that_is_no_deadlock_is_waited_for(tmp_path: Pat
 async def waiting_for_each_other_and_a_third(
     folder: Path,
 ) -> AsyncIterator[tuple[Running, asyncio.Event]]:
-    """Two places of `a`: one is in a deadlock, the other one's run ends when the event is set."""
+    """Two slots of `a`: one is in a deadlock, the other one's run ends when the event is set."""
     go = asyncio.Event()
 
     @task(limit=limit("a", 2))

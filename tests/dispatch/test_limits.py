@@ -1,4 +1,4 @@
-"""Limits as a list, limits that flows share by name, and places that waiting runs keep."""
+"""Limits as a list, limits that flows share by name, and slots that waiting runs keep."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_a_place_that_becomes_free_is_taken_at_once_by_another_flow(tmp_pa
 
 
 def account_flow(seen: Inside, *, count: int = 1) -> Any:
-    """Return a flow whose runs wait in the middle, and keep their place meanwhile."""
+    """Return a flow whose runs wait in the middle, and keep their slot meanwhile."""
 
     @flow(concurrency=limit(count, per=lambda event: event.data["account"], hold="run"))
     async def approve(event: Event) -> int:
@@ -211,7 +211,7 @@ async def test_a_child_that_wants_the_place_its_caller_keeps_fails_by_name(
     assert run.error is not None
     of = " for 'a'" if keyed else ""
     assert run.error.message == (
-        f'the child run would wait for ever: the place of limit(1, hold="run"){of} of flow '
+        f'the child run would wait for ever: the slot of limit(1, hold="run"){of} of flow '
         "'nested' is held until this run ends; give the child another key (per=), a limit of its "
         "own, or make it a task"
     )
@@ -328,7 +328,7 @@ async def test_a_task_that_wants_the_limit_its_own_run_has_a_place_of_fails_by_n
         run = await service.finished((await service.send()).runs[0])
     assert run.error is not None
     assert run.error.message == (
-        "step 'call#1' of flow 'asks' would wait for ever: its task takes a place of "
+        "step 'call#1' of flow 'asks' would wait for ever: its task takes a slot of "
         'limit("crm", 1), and so does its flow (concurrency=); leave it out of one of them'
     )
 

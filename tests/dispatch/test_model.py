@@ -75,9 +75,9 @@ def let_newer_runs_pass(patch: pytest.MonkeyPatch) -> None:
     [
         (release_keys_early, r"does not hold its key|in spite of \['order"),
         (lose_wakeups, "could start and does not"),
-        (keep_slots, "places, not"),
+        (keep_slots, "slots, not"),
         (ignore_pauses, "which is paused|in spite of .*stopped"),
-        (count_keys_twice, "could start and does not|overtakes|counts .* places"),
+        (count_keys_twice, "could start and does not|overtakes|counts .* slots"),
         (let_newer_runs_pass, "in spite of .*order"),
     ],
 )

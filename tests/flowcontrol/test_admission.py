@@ -33,7 +33,7 @@ def test_a_flow_limit_leaves_slots_to_other_flows() -> None:
     assert refused_by(bill, Asking("1")) is None
     assert refused_by(bill, Asking("2")) == "flow"
     assert refused_by(load, Asking("3")) is None
-    assert (bill.places(), load.places()) == (0, 8)
+    assert (bill.free_slots(), load.free_slots()) == (0, 8)
 
 
 def test_a_key_limit_counts_each_key_apart_and_no_key_waits_for_nobody() -> None:
@@ -127,7 +127,7 @@ def test_a_limit_declared_by_a_reload_counts_what_runs_already() -> None:
     assert refused_by(flow, Asking("4")) is None
     for run in running:
         flow.leave(run, keeps_key=False)
-    assert flow.places() == 3
+    assert flow.free_slots() == 3
 
 
 def test_an_old_name_s_runs_count_for_the_new_name() -> None:

@@ -153,7 +153,7 @@ async def test_two_rates_are_both_asked_and_counted_together() -> None:
 
 
 def test_a_rate_limit_has_no_name_and_a_rate() -> None:
-    assert [rule.place for rule in declare(rate=[rate_limit("1/s"), rate_limit("9/m")]).rate] == [
+    assert [rule.rule_id for rule in declare(rate=[rate_limit("1/s"), rate_limit("9/m")]).rate] == [
         "rate_limit",
         "rate_limit.2",
     ]

@@ -89,7 +89,7 @@ def test_a_run_that_another_gate_refuses_is_not_counted() -> None:
 
 def test_two_rates_of_a_flow_are_both_kept() -> None:
     paced = gates(rate=[throttle("2/s"), throttle("3/10s")])
-    assert [rule.place for rule in declare(rate=[throttle("2/s"), throttle("3/10s")]).rate] == [
+    assert [rule.rule_id for rule in declare(rate=[throttle("2/s"), throttle("3/10s")]).rate] == [
         "throttle",
         "throttle.2",
     ]

@@ -250,7 +250,7 @@ async def test_a_child_whose_key_its_ancestor_holds_never_waits_for_ever(mode: M
             assert run.result == f"skip {run.id}"
             return
         assert run.result == (
-            "the child run would wait for ever: the place of mode=\"latest\" for '' of flow "
+            "the child run would wait for ever: the slot of mode=\"latest\" for '' of flow "
             "'deploy' is held until a run that waits for this one ends; give the child another "
             "key (per=), a limit of its own, or make it a task"
         )
@@ -305,6 +305,6 @@ async def test_a_child_and_an_emit_find_no_place_for_ten_seconds(
         waiting = (await service.send(4)).runs[0]
         held.set()
         run = await service.finished(waiting)
-        assert orjson.loads(run.result or b"null") != full, "it found a place in time"
+        assert orjson.loads(run.result or b"null") != full, "it found a slot in time"
         await service.finished(first)
         await service.finished(second)

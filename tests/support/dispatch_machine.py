@@ -282,7 +282,7 @@ class DispatchMachine(Machine):
         self.check()
 
     def has_unread_due(self) -> bool:
-        """Whether a due run should start, or could but for a place, that has not been read."""
+        """Whether a due run should start, or could but for a slot, that has not been read."""
         known = self.service.process.dispatcher.known_due
         due = [run for run in self.simulator.live if run.is_due]
         free = [run for run in due if not self.simulator.why_not(run) - {"slots", "flow"}]
@@ -300,7 +300,7 @@ class DispatchMachine(Machine):
         return dict(held)
 
     def used(self, each: SimulatedFlow) -> list[Mapping[str | None, int]]:
-        """Return the places in use at each limit of a flow, by key, as its gates count them."""
+        """Return the slots in use at each limit of a flow, by key, as its gates count them."""
         queue = self.service.process.dispatcher._scheduler.queue(self.names[each.number])
         limits: list[Any] = [gate for gate in queue.gates.declared if type(gate) in LIMITS]
         return [gate.used() for gate in limits]

@@ -23,9 +23,9 @@ DEATHS_UNTIL_ISOLATED = 2
 
 @dataclass(eq=False)
 class SimulatedLimit:
-    """At most `count` places; what a change under way replaces still counts until the next rest.
+    """At most `count` slots; what a change under way replaces still counts until the next rest.
 
-    `per` is the part of the event that is its key. `holds`: a run keeps its place until it ends,
+    `per` is the part of the event that is its key. `holds`: a run keeps its slot until it ends,
     also while it waits. A limit with a name is one object in the limits of several flows.
     """
 
@@ -95,14 +95,14 @@ class SimulatedRun:
         return sum(claim != self.claim or self.state is not S.RUNNING for claim in self.code)
 
     @property
-    def places(self) -> int:
-        """Places in use: of the process, and of a limit that no waiting run holds."""
+    def slots(self) -> int:
+        """Slots in use: of the process, and of a limit that no waiting run holds."""
         return (self.state is S.RUNNING) + self.leftovers
 
-    def places_of(self, limit: SimulatedLimit) -> int:
-        """Places of a limit in use; a run that holds one until it ends holds one in all."""
+    def slots_of(self, limit: SimulatedLimit) -> int:
+        """Slots of a limit in use; a run that holds one until it ends holds one in all."""
         waits = self.state in (S.RETRYING, S.WAITING)
-        return min(self.places + waits, 1) if limit.holds else self.places
+        return min(self.slots + waits, 1) if limit.holds else self.slots
 
     def key_of(self, limit: SimulatedLimit) -> str | None:
         return self.data[limit.per] if limit.per else ""
@@ -145,9 +145,9 @@ class DispatchSimulator:
             self.faults.append(f"a run of flow {flow.number} is started, which is paused")
 
     def claiming(self, runs: list[SimulatedRun]) -> None:
-        """Learn of claims on their way: what they leave no place for need not start before others.
+        """Learn of claims on their way: what they leave no slot for need not start before others.
 
-        An outcome that frees a place may become durable before them.
+        An outcome that frees a slot may become durable before them.
         """
         for run in runs:
             self.chosen(run.flow)
@@ -156,7 +156,7 @@ class DispatchSimulator:
                 key = run.key_of(limit)
                 rivals = [other for other in self.live if limit in other.flow.limits]
                 rivals = [other for other in rivals if other.key_of(limit) == key]
-                used = sum(other.places_of(limit) + other.is_chosen for other in rivals)
+                used = sum(other.slots_of(limit) + other.is_chosen for other in rivals)
                 for other in rivals if used >= limit.allowed else ():
                     other.ready = False
 
@@ -274,21 +274,21 @@ class DispatchSimulator:
         """Return which limits are reached."""
         full = {"slots"} if self.used() >= self.slots else set()
         for limit in run.flow.limits:
-            key, has_place = run.key_of(limit), limit.holds and run.places_of(limit) > 0
-            if key is None or has_place:  # lowering a limit takes no place back
+            key, has_slot = run.key_of(limit), limit.holds and run.slots_of(limit) > 0
+            if key is None or has_slot:  # lowering a limit takes no slot back
                 continue
-            if self.used_of(limit, key) - run.places_of(limit) >= limit.allowed:
+            if self.used_of(limit, key) - run.slots_of(limit) >= limit.allowed:
                 full.add("limit" if limit.per else "flow")
         return full
 
     def used(self, flow: SimulatedFlow | None = None) -> int:
-        """Count places in use: of all flows, or of one."""
-        return sum(run.places for run in self.live if flow is None or run.flow is flow)
+        """Count slots in use: of all flows, or of one."""
+        return sum(run.slots for run in self.live if flow is None or run.flow is flow)
 
     def used_of(self, limit: SimulatedLimit, key: str = "") -> int:
-        """Count places of a limit in use, for one of its keys if it is keyed."""
+        """Count slots of a limit in use, for one of its keys if it is keyed."""
         return sum(
-            run.places_of(limit)
+            run.slots_of(limit)
             for run in self.live
             if limit in run.flow.limits and run.key_of(limit) == key
         )
@@ -317,7 +317,7 @@ class DispatchSimulator:
         """Whether an isolated attempt runs, also one that has lost its claim."""
         if any(claim in run.isolated for claim in run.code):
             return True
-        return self._is_isolated(run) and run.places > 0
+        return self._is_isolated(run) and run.slots > 0
 
     def _is_certain(self, run: SimulatedRun) -> bool:
         """Whether it is promised that this run, and no other of its key, is next."""
@@ -394,14 +394,14 @@ class DispatchSimulator:
     ) -> None:
         """Check a service that has nothing left to do: what could start has started.
 
-        `held` is how many places each flow uses, and `used` how many each of its limits counts for
+        `held` is how many slots each flow uses, and `used` how many each of its limits counts for
         each key, as the service says; `holders` who holds the ordering key of a run.
         """
         for flow in self.flows:
             least = self.used(flow)
             most = least + sum(run.stranded for run in self.runs.values() if run.flow is flow)
             if not least <= held.get(flow.number, 0) <= most:
-                self.faults.append(f"flow {flow.number} uses {held} places, not {least}")
+                self.faults.append(f"flow {flow.number} uses {held} slots, not {least}")
             if flow.served:
                 self._check_limits(flow, used(flow))
         for run in self.missed():
@@ -428,7 +428,7 @@ class DispatchSimulator:
             recount = {key or None: count for key in keys if (count := self.used_of(limit, key))}
             if {key: count for key, count in counted.items() if count} != recount:
                 self.faults.append(
-                    f"{limit} of flow {flow.number} counts {dict(counted)} places, not {recount}"
+                    f"{limit} of flow {flow.number} counts {dict(counted)} slots, not {recount}"
                 )
 
     def missed(self) -> list[SimulatedRun]:

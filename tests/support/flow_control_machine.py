@@ -138,7 +138,7 @@ class FlowControlMachine(DispatchMachine):
         return [run for run in runs if run.flow is flow and isinstance(run, ControlledRun)]
 
     def ends_others(self, flow: SimulatedFlow) -> bool:
-        """Whether new runs of a flow may make place by ending older ones."""
+        """Whether new runs of a flow may make room by ending older ones."""
         return any(isinstance(each, Mode) for each in self.declared_rules[flow.number])
 
     def called_off(self, sent: Event, stored: Any) -> None:

@@ -56,7 +56,7 @@ class ControlledRun(SimulatedRun):
     @property
     def is_inside(self) -> bool:
         """Whether its work may be half done: it runs, or goes on later."""
-        return self.places > 0 or self.state in (S.RETRYING, S.WAITING)
+        return self.slots > 0 or self.state in (S.RETRYING, S.WAITING)
 
 
 @dataclass(eq=False)

@@ -57,7 +57,7 @@ SKIP, REPLACE, LATEST = (Conditions(mode=mode) for mode in ("skip", "replace", "
 def asked(
     conditions: Conditions, by: Keys = NOTHING, *, state: RunState = S.QUEUED, **keys: str | None
 ) -> NewRun:
-    """A new run of flow `bill` with these keys, by place."""
+    """A new run of flow `bill` with these keys, by rule."""
     return make_run(state=state, keys={**by, **keys}, conditions=conditions)
 
 

@@ -102,9 +102,11 @@ def claim_of(entry: Entry, appended: Appended, index: int = 0) -> ClaimedRun:
     )  # fmt: skip
 
 
-def counted(seconds: float, *, flow: str = "bill", place: str = "throttle", key: str = "") -> Start:
+def counted(
+    seconds: float, *, flow: str = "bill", rule_id: str = "throttle", key: str = ""
+) -> Start:
     """Return a start that counts for ten seconds."""
-    return Start(flow, place, key, at(seconds), at(seconds + 10))
+    return Start(flow, rule_id, key, at(seconds), at(seconds + 10))
 
 
 def step(key: str, state: Any = "succeeded", **more: Any) -> StepRecord:
@@ -704,7 +706,7 @@ class JournalContract:
     async def test_starts_follow_their_flow_and_go_when_they_count_no_more(
         self, tmp_path: Path
     ) -> None:
-        shared = counted(5, flow="", place="throttle:crm", key="acme")
+        shared = counted(5, flow="", rule_id="throttle:crm", key="acme")
         async with self.open(tmp_path) as journal:
             for start in (counted(0), counted(5), shared):
                 await put(journal, make_run(state=S.RUNNING, starts=[start]))
@@ -820,7 +822,7 @@ class JournalContract:
                 return [run.seq for run in page.runs]
 
             every = [run.seq for run in runs]
-            assert await found({"limit": ["busy"]}) == every[1:], "one that began has its place"
+            assert await found({"limit": ["busy"]}) == every[1:], "one that began has its slot"
             assert await found({"limit": ["busy"]}, after=none.seq) == every[3:]
             assert await found({"limit": ["busy", "other"]}, 2) == [free.seq, none.seq]
             assert await found({"order": ["x"], "limit": ["free"]}) == [
@@ -846,8 +848,8 @@ class JournalContract:
             assert [run.seq for run in page.runs] == [runs[1].seq]
 
     async def test_a_run_is_found_by_its_keys_while_it_is_queued(self, tmp_path: Path) -> None:
-        async def found(flow: str, place: str, key: str) -> list[int]:
-            return [item.seq for item in await journal.queued_for_key(flow, place, key, 9)]
+        async def found(flow: str, rule_id: str, key: str) -> list[int]:
+            return [item.seq for item in await journal.queued_for_key(flow, rule_id, key, 9)]
 
         async with self.open(tmp_path) as journal:
             runs = [make_run(keys={"limit": "a", "limit.2": key}) for key in ("x", None)]
@@ -856,7 +858,7 @@ class JournalContract:
             both = [run.seq for run in runs]
             assert await found("bill", "limit", "a") == both
             assert await found("bill", "limit.2", "x") == both[:1]
-            assert await found("bill", "limit", "x") == [], "another place has other keys"
+            assert await found("bill", "limit", "x") == [], "another rule has other keys"
             await journal.rename_flow("bill", "invoice")
             assert await found("bill", "limit", "a") == []
             assert await found("invoice", "limit", "a") == both
@@ -1713,7 +1715,7 @@ class JournalContract:
 
     # ---------------------------------------------------------------- lines
 
-    async def test_a_queued_run_has_a_place_in_each_of_its_lines(self, tmp_path: Path) -> None:
+    async def test_a_queued_run_has_a_position_in_each_of_its_lines(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             other, *runs = [
                 make_run(flow, order_key=key, keys={"limit": key})
@@ -1722,12 +1724,12 @@ class JournalContract:
             for run in (other, *runs):
                 await put(journal, run)
             asked = [
-                InLine(runs[2].seq, "bill", place, key)
-                for place, key in ((None, None), ("order", "a"), ("limit", "a"), ("limit", "b"))
+                InLine(runs[2].seq, "bill", rule_id, key)
+                for rule_id, key in ((None, None), ("order", "a"), ("limit", "a"), ("limit", "b"))
             ]
-            assert await journal.places_in_line(asked) == [3, 2, 2, 1]
+            assert await journal.queue_positions(asked) == [3, 2, 2, 1]
             await claim_all(journal, [runs[0].seq])
-            assert await journal.places_in_line(asked) == [2, 1, 1, 1]
+            assert await journal.queue_positions(asked) == [2, 1, 1, 1]
 
     async def test_runs_are_counted_as_due_or_scheduled_by_flow(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -317,13 +317,13 @@ class WindowsContract:
             [second] = await journal.claim([run.claim.run_seq], now=at(3))
             assert run.members is not None and second.members is not None
             assert (second.members.count, second.members.round) == (4, 1)
-            assert second.members.places == [1, 3]
+            assert second.members.indexes == [1, 3]
             assert second.members.seqs == [run.members.seqs[1], run.members.seqs[3]]
             again = Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT, left=[3])
             await journal.record(second, again, started_at=at(3), now=at(3))
             [third] = await journal.claim([run.claim.run_seq], now=at(4))
             assert third.members is not None and third.event.id == run.event.id
-            assert (third.members.places, third.members.round) == ([3], 2)
+            assert (third.members.indexes, third.members.round) == ([3], 2)
 
     async def test_a_member_that_has_failed_is_a_dead_letter_of_its_own(
         self, tmp_path: Path
@@ -359,7 +359,7 @@ class WindowsContract:
             again = Outcome(state=RunState.RETRYING, due_at=at(4), error=FAULT)
             await journal.record(run, again, started_at=at(3), now=at(3))
             [last] = await journal.claim([lost.claim.run_seq], now=at(4))
-            assert last.members is not None and last.members.places == range(3)
+            assert last.members is not None and last.members.indexes == range(3)
             assert await journal.runs(Filter(dead=True)) == []
 
     # ---------------------------------------------------------------- as they went

@@ -221,7 +221,7 @@ def reasons_table() -> str:
 _CAUSES: Mapping[Cause, str] = {
     Cause.NONE: "(in metrics only: it started at once)",
     Cause.PAUSE: "the flow is resumed",
-    Cause.LIMIT: "a limit has a free place",
+    Cause.LIMIT: "a limit has a free slot",
     Cause.RATE: "the next free instant of a throttle",
     Cause.ORDER: "the run before it with the same ordering key has ended",
     Cause.MODE: "the run under way with the same `key=` has ended",

@@ -56,7 +56,7 @@ async def store(number: int) -> bool:
 @flow(on=batch(HOOK, 4, "10s"), retry=retry(3, delay="1s"))
 async def load(readings: list[int]) -> int:
     calls.append(readings)
-    failed = [place for place, each in enumerate(readings) if not await store(each)]
+    failed = [index for index, each in enumerate(readings) if not await store(each)]
     if failed:
         raise Retry("not stored", items=failed, after="1m")
     return len(readings)
@@ -65,7 +65,7 @@ async def load(readings: list[int]) -> int:
 @flow(on=batch(HOOK, 4, "10s"), retry=retry(1, delay="1s"))
 async def give_up(readings: list[int]) -> None:
     calls.append(readings)
-    failed = [place for place, each in enumerate(readings) if not await store(each)]
+    failed = [index for index, each in enumerate(readings) if not await store(each)]
     if failed:
         raise Fail("cannot be stored", items=failed)
 
@@ -174,7 +174,7 @@ async def test_a_run_that_waits_in_a_later_round_goes_on_there() -> None:
     @flow(name="rests", on=batch(HOOK, 2, "10s"), retry=3)
     async def rests(readings: list[int]) -> int:
         calls.append(readings)
-        failed = [place for place, each in enumerate(readings) if not await store(each)]
+        failed = [index for index, each in enumerate(readings) if not await store(each)]
         await sleep("1h")
         if failed:
             raise Retry(items=failed)
@@ -243,7 +243,7 @@ async def failing(how: Any, error: Exception) -> Any:
 
 async def test_items_that_there_are_not_are_refused_by_name() -> None:
     assert await failing(batch(HOOK, 2, "1s"), Retry(items=[0, 2])) == (
-        "Retry(items=[0, 2]): the run has no such items: it was called with 2, and places count "
+        "Retry(items=[0, 2]): the run has no such items: it was called with 2, and indexes count "
         "from 0"
     )
     nobody = "it is not called with a list; a window calls a flow with one that takes list[…]"
@@ -254,7 +254,7 @@ async def test_items_that_there_are_not_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("wrong", [[], [-1], ["0"], 0, "01", [True], {"a": 1}])
-def test_places_that_are_none_are_refused_where_they_are_written(wrong: Any) -> None:
+def test_indexes_that_are_none_are_refused_where_they_are_written(wrong: Any) -> None:
     for made in (Retry, Fail):
-        with pytest.raises(TypeError, match=r"write places in the list, such as items=\[0, 3\]"):
+        with pytest.raises(TypeError, match=r"write indexes in the list, such as items=\[0, 3\]"):
             made("x", items=wrong)

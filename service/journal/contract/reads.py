@@ -57,8 +57,8 @@ class RunReads(Protocol):
         once those before them come to so many bytes.
         """
 
-    async def places_in_line(self, runs: Sequence[InLine]) -> list[int]:
-        """Return for each run its place among the queued ones of its line, from 1 to a bound.
+    async def queue_positions(self, runs: Sequence[InLine]) -> list[int]:
+        """Return the position of each run among the queued ones of its line, from 1 to a bound.
 
         Runs are counted in order of arrival.
         """
@@ -199,7 +199,7 @@ class Reads(RunReads, WindowReads, Protocol):
         """Return the budgets of which something is used, by name."""
 
     async def accepted_by_key(
-        self, flow: str, place: str, *, since: datetime, nth: int
+        self, flow: str, rule_id: str, *, since: datetime, nth: int
     ) -> list[tuple[str, int, datetime | None]]:
         """Return how many runs a rate limit has accepted since then, the busiest key first.
 

@@ -39,7 +39,7 @@ class Work(RunReads, Writable, Protocol):
         blocked: Mapping[str, Sequence[str]],
         priority: int | None = None,
     ) -> QueuedPage:
-        """Return queued runs as `queued` does, but not those that keys block, given by place.
+        """Return queued runs as `queued` does, but not those that keys block, given by rule.
 
         A run is left out if it was never claimed and has one of these keys; if it has an ordering
         key, only for that one, which it must take before it waits for anything else. One call
@@ -49,17 +49,17 @@ class Work(RunReads, Writable, Protocol):
     async def queued_for_key(
         self,
         flow: str,
-        place: str,
+        rule_id: str,
         key: str,
         limit: int,
         after_seq: int = 0,
         priority: int | None = None,
     ) -> list[Queued]:
-        """Return queued runs with this key at a place in arrival order, after `after_seq`.
+        """Return queued runs with this key by a rule in arrival order, after `after_seq`.
 
         With `priority` only those of one class; a run without one is of the normal class.
 
-        The place `order` is that of ordering keys.
+        The id `order` is that of ordering keys.
         """
 
     async def set_keys(self, keys: Mapping[int, Keys]) -> None:

@@ -5,7 +5,7 @@ Plain data, the same for every database. Not here: what the journal does with th
 
 from .budgets import Spent, StoredBudget, Taking
 from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
-from .entries import NOTHING, ORDER_PLACE, Appended, Decision, Entry, Move, NewRun, Retried
+from .entries import NOTHING, ORDER_RULE, Appended, Decision, Entry, Move, NewRun, Retried
 from .history import EndedRun
 from .reads import (
     MOST_COUNTED,
@@ -67,7 +67,7 @@ __all__ = [
     "ITEMS",
     "MOST_COUNTED",
     "NOTHING",
-    "ORDER_PLACE",
+    "ORDER_RULE",
     "PAUSED",
     "POLL",
     "REGISTERED",

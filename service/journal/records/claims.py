@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from turnout.service.domain.conditions import UNIQUE_PLACE
+from turnout.service.domain.conditions import UNIQUE_RULE
 from turnout.service.domain.event import CALLED, Event
 from turnout.service.domain.run import Keys, RunError, RunState, Start
 from turnout.service.domain.waiting import Cause
@@ -92,7 +92,7 @@ class ClaimedRun(NamedTuple):
     @property
     def may_be_awaited(self) -> bool:
         """Whether another run may await its end: as its child, or as the first of unique work."""
-        return self.event.type == CALLED or bool(self.keys and UNIQUE_PLACE in self.keys)
+        return self.event.type == CALLED or bool(self.keys and UNIQUE_RULE in self.keys)
 
     def log_fields(self) -> dict[str, Any]:
         """Return the fields that every log record of the attempt carries."""
@@ -113,7 +113,7 @@ class Queued:
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
     `begun` says that it was claimed before, `resumes` that it comes back from a wait or for the
-    next try of a task. `woken_by` is the key (place, key, class) that became free while it was set
+    next try of a task. `woken_by` is the key (rule, key, class) that became free while it was set
     aside behind it. `weight` is its estimated memory in bytes. `token` is the number of its
     admission while it is inside the gates, else 0. `cause` is what first kept it from starting,
     `starts` is what throttles have counted: nothing of a run that resumes.

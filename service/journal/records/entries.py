@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from turnout.service.domain.conditions import MODE_PLACE, Conditions
+from turnout.service.domain.conditions import MODE_RULE, Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
@@ -29,8 +29,8 @@ class _Nothing(dict[str, Any]):
 
 NOTHING: Mapping[str, Any] = _Nothing()
 
-ORDER_PLACE = "order"
-"""The place of ordering keys, which are in a field of their own."""
+ORDER_RULE = "order"
+"""The id by which the rule of ordering keys is told; a run has that key in a field of its own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class NewRun:
         """Start beside what is under way, as an operator wants it: no mode is asked."""
         if self.conditions is not None and self.conditions.mode is not None:
             self.conditions = self.conditions.past_mode()
-            self.keys = {**(self.keys or {}), MODE_PLACE: None}
+            self.keys = {**(self.keys or {}), MODE_RULE: None}
 
 
 @dataclass(frozen=True, slots=True)

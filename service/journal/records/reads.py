@@ -52,15 +52,15 @@ class DueCount(NamedTuple):
 
 
 MOST_COUNTED = 1000
-"""The last place in line that is told: it stands for all later ones too."""
+"""The last position in the queue that is told: it stands for all later ones too."""
 
 
 class InLine(NamedTuple):
-    """A queued run in a line: of its flow or, with a place, of those with its key there."""
+    """A queued run in a line: of its flow or, with a rule, of those with its key by it."""
 
     run_seq: int
     flow: str
-    place: str | None
+    rule_id: str | None
     key: str | None
 
 

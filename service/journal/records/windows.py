@@ -92,7 +92,7 @@ class RunMembers:
     """The members of a windowed run: those it is called with, and how many there are in all.
 
     `seqs` are the seqs of the events, and `events` the events themselves; None if they are read
-    when the run is called. `places` their places among those that the first attempt was
+    when the run is called. `indexes` their indexes among those that the first attempt was
     called with. `round` counts how often an attempt has asked for some of them again
     (`Retry(items=…)`).
     """
@@ -101,16 +101,16 @@ class RunMembers:
     events: Sequence[Event] | None
     count: int
     seqs: Sequence[int]
-    places: Sequence[int]
+    indexes: Sequence[int]
     round: int = 0
 
     def only(self, left: Sequence[int], round_: int) -> RunMembers:
-        """Return those at some of the places, for a later round."""
+        """Return those at some of the indexes, for a later round."""
         return replace(
             self,
-            events=None if self.events is None else [self.events[place] for place in left],
-            seqs=[self.seqs[place] for place in left],
-            places=left,
+            events=None if self.events is None else [self.events[index] for index in left],
+            seqs=[self.seqs[index] for index in left],
+            indexes=left,
             round=round_,
         )
 

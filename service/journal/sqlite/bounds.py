@@ -116,7 +116,7 @@ class Bounds:
         self._accepted.clear()
 
     def refuse_full(self, flow: str, bound: int, at: int, *, freed: int) -> None:
-        """Raise `QueueFull` if the queue of a flow has no place for a run that frees so many.
+        """Raise `QueueFull` if the queue of a flow has no room for a run that frees so many.
 
         A delivery finds the queue full at its first run or not at all: one with more runs than
         `bound` would otherwise never be taken.

@@ -201,7 +201,7 @@ class Claims:
         last = WindowSettings.from_json(settings).keep == "last"
         seqs: list[int] = orjson.loads(self._connection.execute(_MEMBERS, (window_seq, last)).get)
         members = RunMembers(
-            window_seq=window_seq, events=None, count=count, seqs=seqs, places=range(len(seqs))
+            window_seq=window_seq, events=None, count=count, seqs=seqs, indexes=range(len(seqs))
         )
         event = run.event
         if seqs[0] != run.event_seq:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import apsw
 
-from turnout.service.domain.conditions import MODE_PLACE, UNIQUE_PLACE, Mode, Until
+from turnout.service.domain.conditions import MODE_RULE, UNIQUE_RULE, Mode, Until
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.run import Keys, Run, RunState
 from turnout.service.journal.records import Decision, NewRun
@@ -97,7 +97,7 @@ class Conditions:
         """Note that a run is stored, its row included: later ones are asked about it."""
         asked = run.conditions
         assert asked is not None
-        key = _key(run, UNIQUE_PLACE)
+        key = _key(run, UNIQUE_RULE)
         if isinstance(asked.unique, timedelta) and key is not None:
             until = at + asked.unique // MICROSECOND
             values = (run.flow, key, run.seq, run.id, at, until)
@@ -110,7 +110,7 @@ class Conditions:
     # ---------------------------------------------------------------- unique
 
     def _unique(self, run: NewRun, until: Until, at: int) -> Decision | None:
-        key = _key(run, UNIQUE_PLACE)
+        key = _key(run, UNIQUE_RULE)
         if key is None:
             return None
         if until == "done":
@@ -130,7 +130,7 @@ class Conditions:
         return self._mode(run, mode, None)
 
     def _mode(self, run: Newcomer, mode: Mode, caller: int | None) -> Verdict:
-        key = _key(run, MODE_PLACE)
+        key = _key(run, MODE_RULE)
         if key is None:
             return Verdict()
         older = self.of_mode(run.flow, key)
@@ -167,8 +167,8 @@ def _decision(
     return Decision(run.flow, reason, words, facts)
 
 
-def _key(run: Newcomer, place: str) -> str | None:
-    return None if run.keys is None else run.keys.get(place)
+def _key(run: Newcomer, rule_id: str) -> str | None:
+    return None if run.keys is None else run.keys.get(rule_id)
 
 
 def _is_queued(run: NewRun) -> bool:

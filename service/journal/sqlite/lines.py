@@ -1,4 +1,4 @@
-"""Lines: how many runs are due, and which place a run has among those that are queued.
+"""Lines: how many runs are due, and which position a run has among those that are queued.
 
 Functions of a reading connection. Counting is bounded where it looks at rows one by one.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from turnout.service.journal.records import MOST_COUNTED, ORDER_PLACE, DueCount, InLine
+from turnout.service.journal.records import MOST_COUNTED, ORDER_RULE, DueCount, InLine
 
 from .statements import load
 from .values import instant, micros
@@ -19,21 +19,21 @@ from .values import instant, micros
 _SQL = load("reads")
 
 
-def places_in_line(connection: apsw.Connection, runs: Sequence[InLine]) -> list[int]:
-    """Return for each run its place among the queued ones of its line, from 1 to a bound."""
+def queue_positions(connection: apsw.Connection, runs: Sequence[InLine]) -> list[int]:
+    """Return the position of each run among the queued ones of its line, from 1 to a bound."""
     return [_place(connection, run) for run in runs]
 
 
 def _place(connection: apsw.Connection, run: InLine) -> int:
     asked: tuple[Any, ...] = (run.flow, run.run_seq, MOST_COUNTED)
-    if run.place is None or run.key is None:
-        name = "place_in_flow"
-    elif run.place == ORDER_PLACE:
-        name, asked = "place_in_order", (*asked, run.key)
+    if run.rule_id is None or run.key is None:
+        name = "position_in_flow"
+    elif run.rule_id == ORDER_RULE:
+        name, asked = "position_in_order", (*asked, run.key)
     else:
-        name, asked = "place_at_key", (*asked, run.key, run.place)
-    place: int = connection.execute(_SQL[name], asked).get
-    return place
+        name, asked = "position_at_key", (*asked, run.key, run.rule_id)
+    position: int = connection.execute(_SQL[name], asked).get
+    return position
 
 
 def due_counts(connection: apsw.Connection, now: datetime) -> list[DueCount]:

@@ -30,7 +30,7 @@ def refusal(
     """Return why the first of these rules refuses a run now, None if all accept it; no effect."""
     for rule, key in _asked(run, rules):
         earlier = connection.execute(
-            _SQL["nth_latest"], (run.flow, rule.place, key, rule.count - 1)
+            _SQL["nth_latest"], (run.flow, rule.rule_id, key, rule.count - 1)
         ).get
         # One further away than the period, before or after, is of a clock that was wrong.
         if earlier is not None and abs(at - earlier) < rule.period // MICROSECOND:
@@ -44,7 +44,7 @@ def accept(
     """Count a run as accepted."""
     for rule, key in _asked(run, rules):
         until = at + rule.period // MICROSECOND
-        connection.execute(_SQL["accept"], (run.flow, rule.place, key, at, until))
+        connection.execute(_SQL["accept"], (run.flow, rule.rule_id, key, at, until))
 
 
 def forget(connection: apsw.Connection, withdrawn: Iterable[tuple[str, str | None, int]]) -> None:
@@ -56,12 +56,12 @@ def forget(connection: apsw.Connection, withdrawn: Iterable[tuple[str, str | Non
     logs: dict[str, Sequence[str]] = {}
     for flow, keys, at in withdrawn:
         if flow not in logs:
-            logs[flow] = [place for (place,) in connection.execute(_SQL["logs"], (flow,))]
+            logs[flow] = [rule_id for (rule_id,) in connection.execute(_SQL["logs"], (flow,))]
         own = {} if keys is None or not logs[flow] else orjson.loads(keys)
-        for place in logs[flow]:
-            key = own.get(place, "")  # a rule without keys counts under the empty one
+        for rule_id in logs[flow]:
+            key = own.get(rule_id, "")  # a rule without keys counts under the empty one
             if key is not None:
-                gone[flow, place, key][at] += 1
+                gone[flow, rule_id, key][at] += 1
     for log, instants in gone.items():
         _close_up(connection, log, instants)
 
@@ -90,7 +90,7 @@ def _close_up(connection: apsw.Connection, log: tuple[str, str, str], gone: Coun
 def _asked(run: NewRun, rules: Sequence[RateLimitRule]) -> Iterator[tuple[RateLimitRule, str]]:
     """Yield the rules that count a run, with the key under which they do."""
     for rule in rules:
-        key = (run.keys or {}).get(rule.place) if rule.has_keys else ""
+        key = (run.keys or {}).get(rule.rule_id) if rule.has_keys else ""
         if key is not None:
             yield rule, key
 

@@ -37,9 +37,9 @@ INSERT = insert("run_keys", KeyRow._fields)
 
 def add_rows(values: list[Any], flow: str, keys: Keys, seq: int) -> None:
     """Add the rows of a new run's keys to `values`; where it has no key it has no row."""
-    for place, key in keys.items():
+    for rule_id, key in keys.items():
         if key is not None:
-            values += KeyRow(flow, place, key, seq)
+            values += KeyRow(flow, rule_id, key, seq)
 
 
 def class_of_key(connection: apsw.Connection, flow: str, order_key: str) -> int | None:

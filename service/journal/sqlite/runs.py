@@ -106,7 +106,7 @@ def refused_row(run: NewRun, event_seq: int, at: int) -> RunRow:
 
 
 def keys_from(stored: str | None) -> Keys | None:
-    """Return the keys of a run by place, as they were stored."""
+    """Return the keys of a run by rule, as they were stored."""
     return None if stored is None else orjson.loads(stored)
 
 

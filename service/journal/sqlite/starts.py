@@ -39,7 +39,7 @@ def add(connection: apsw.Connection, starts: Iterable[Start]) -> None:
     for start in starts:
         values += StartRow(
             flow=start.flow,
-            place=start.place,
+            place=start.rule_id,
             key=start.key,
             at=micros(start.at),
             until=micros(start.until),

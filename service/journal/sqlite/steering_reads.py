@@ -46,12 +46,12 @@ class SteeringReading(Reading):
         return await self.read(lambda connection: budgets.listed(connection, micros(now)))
 
     async def accepted_by_key(
-        self, flow: str, place: str, *, since: datetime, nth: int
+        self, flow: str, rule_id: str, *, since: datetime, nth: int
     ) -> list[tuple[str, int, datetime | None]]:
         """Return how many runs a rate limit has accepted since then, the busiest key first."""
         rows: list[Any] = await self.read(
             lambda connection: connection.execute(
-                _RATES["accepted_by_key"], (flow, place, micros(since), nth - 1)
+                _RATES["accepted_by_key"], (flow, rule_id, micros(since), nth - 1)
             ).fetchall()
         )
         return [(key, count, instant_or_none(latest)) for key, count, latest in rows]

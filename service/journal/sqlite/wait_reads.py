@@ -1,4 +1,4 @@
-"""Reads of what unfinished runs wait for: events, people, instants, their place in line."""
+"""Reads of what unfinished runs wait for: events, people, instants, their position in the queue."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class WaitReading(Reading):
             for key, topic, woken, latest, said in rows
         ]
 
-    async def places_in_line(self, runs: Sequence[InLine]) -> list[int]:
-        """Return for each run its place among the queued ones of its line, from 1 to a bound."""
-        return await self.read(lambda connection: lines.places_in_line(connection, runs))
+    async def queue_positions(self, runs: Sequence[InLine]) -> list[int]:
+        """Return the position of each run among the queued ones of its line, from 1 to a bound."""
+        return await self.read(lambda connection: lines.queue_positions(connection, runs))
 
     async def due_counts(self, now: datetime) -> list[DueCount]:
         """Return for each flow with unfinished runs how many are due, or will be."""

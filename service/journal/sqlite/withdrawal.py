@@ -1,6 +1,6 @@
 """Gives events back to their source before any of their runs has begun, for another group member.
 
-An event is deleted with its runs, its identity and its place in rate limits, in the transaction
+An event is deleted with its runs, its identity and its count in rate limits, in the transaction
 that moves the position back before it: it can come again without being a duplicate, and nothing is
 lost. The caller keeps the flows from starting runs meanwhile. Not here: which events are given back
 (a trigger decides).

@@ -15,7 +15,7 @@ import orjson
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import Start
-from turnout.service.journal.records import ORDER_PLACE, EndedEvent, Queued, QueuedPage
+from turnout.service.journal.records import ORDER_RULE, EndedEvent, Queued, QueuedPage
 
 from . import starts
 from .connection import read_all
@@ -29,7 +29,7 @@ _SQL = load("reads")
 _STRETCH = 100_000
 """How many seqs one read of queued runs looks at."""
 _MOST_SEARCHED = 8
-"""So many keys of a place are searched for in the text of a run's keys, in half the time that
+"""So many keys of a rule are searched for in the text of a run's keys, in half the time that
 reading it takes. No other text can hold `"limit":"a"`: inside a value its quotes are escaped."""
 _WINDOWED = (  # the runs of the windows that an event is in
     "window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
@@ -100,7 +100,7 @@ class WorkReads(SqliteReader):
         blocked: Mapping[str, Sequence[str]],
         priority: int | None = None,
     ) -> QueuedPage:
-        """Return queued runs as `queued` does, but not those that keys block, given by place."""
+        """Return queued runs as `queued` does, but not those that keys block, given by rule."""
         is_blocked, keys = _blocked(blocked)
         index, of_class = ("runs_by_state", "") if priority is None else (
             "runs_by_priority", f" AND r.priority = {priority:d}"
@@ -124,14 +124,14 @@ class WorkReads(SqliteReader):
     async def queued_for_key(
         self,
         flow: str,
-        place: str,
+        rule_id: str,
         key: str,
         limit: int,
         after_seq: int = 0,
         priority: int | None = None,
     ) -> list[Queued]:
-        """Return queued runs with this key at a place in arrival order, after `after_seq`."""
-        if place == ORDER_PLACE:
+        """Return queued runs with this key by a rule in arrival order, after `after_seq`."""
+        if rule_id == ORDER_RULE:
             return await self._queued(
                 "r.state = 'queued' AND r.flow = ? AND r.order_key = ? AND r.seq > ?"
                 " ORDER BY r.seq LIMIT ?",
@@ -140,7 +140,7 @@ class WorkReads(SqliteReader):
         return await self._queued(
             "k.flow = ? AND k.place = ? AND k.key = ? AND k.run_seq > ? AND +r.state = 'queued'"
             " AND (?5 IS NULL OR coalesce(+r.priority, 2) = ?5) ORDER BY k.run_seq LIMIT ?6",
-            (flow, place, key, after_seq, priority, limit),
+            (flow, rule_id, key, after_seq, priority, limit),
             source="run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq",
         )
 
@@ -228,18 +228,18 @@ class WorkReads(SqliteReader):
 
 
 def _blocked(keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
-    """Return the condition that one of these keys, by place, blocks a run, and its values."""
+    """Return the condition that one of these keys, by rule, blocks a run, and its values."""
     terms, values = ["FALSE"], []
-    for place, texts in keys.items():
-        if place == ORDER_PLACE:
+    for rule_id, texts in keys.items():
+        if rule_id == ORDER_RULE:
             terms.append("r.order_key IN (SELECT value FROM json_each(?))")
             values.append(dump_list(texts))
         elif len(texts) <= _MOST_SEARCHED:
             terms += ["r.order_key IS NULL AND instr(r.keys, ?)"] * len(texts)
-            values += [dump({place: text})[1:-1] for text in texts]
-        elif '"' not in place:  # a path of JSON cannot name it
+            values += [dump({rule_id: text})[1:-1] for text in texts]
+        elif '"' not in rule_id:  # a path of JSON cannot name it
             terms.append("r.order_key IS NULL AND r.keys ->> ? IN (SELECT value FROM json_each(?))")
-            values += [f'$."{place}"', dump_list(texts)]
+            values += [f'$."{rule_id}"', dump_list(texts)]
     return " OR ".join(terms), values
 
 

@@ -130,7 +130,7 @@ class Backtest:
         if self._windows is not None:
             await self._windows.begin(reads, self._since, self._until)
         async for arrival in self._arrivals(reads):
-            self._pass(*_place(arrival))
+            self._pass(*_order(arrival))
             self._arrive(arrival)
         self._pass(self._until, -1)
         for run_id in list(self._live):
@@ -150,7 +150,7 @@ class Backtest:
             accepted_since=self._since - _memory_of(self._flow),
             until=self._until,
         )
-        return sorted(found, key=_place, reverse=True)
+        return sorted(found, key=_order, reverse=True)
 
     async def _arrivals(self, reads: Reads) -> AsyncIterator[Arrival]:
         after = 0
@@ -170,7 +170,7 @@ class Backtest:
     def _pass(self, until: datetime, seq: float) -> None:
         """Let happen what did beside the events, and what windows do, until an event arrives."""
         while True:
-            beside = _place(self._beside[-1]) if self._beside else None
+            beside = _order(self._beside[-1]) if self._beside else None
             closes = None if self._windows is None else self._windows.next_at()
             is_next = beside is not None and (closes is None or beside[0] < closes)
             if beside is not None and is_next and beside < (until, seq):
@@ -330,7 +330,7 @@ class Backtest:
             self._windows.settle(asked)
 
 
-def _place(arrival: Arrival) -> tuple[datetime, float]:
+def _order(arrival: Arrival) -> tuple[datetime, float]:
     """Return when a run was made, or an event came that has none; runs of one instant by seq."""
     if not arrival.runs:
         return arrival.stored.accepted_at, math.inf

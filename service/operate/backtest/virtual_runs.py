@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import Literal
 
-from turnout.service.domain.conditions import MODE_PLACE, Conditions
+from turnout.service.domain.conditions import MODE_RULE, Conditions
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Decision, NewRun, PastRun
@@ -160,7 +160,7 @@ class VirtualRuns:
 
 
 def _mode_key(run: NewRun) -> str | None:
-    return None if run.keys is None else run.keys.get(MODE_PLACE)
+    return None if run.keys is None else run.keys.get(MODE_RULE)
 
 
 def _was_cut_off(past: PastRun) -> bool:

@@ -36,7 +36,7 @@ async def load(items: list[dict[str, Any]]) -> int:
     round_ = {6: 0, 3: 1, 2: 2}[len(items)]
     leave(items[0]["folder"], "called", [item["number"] for item in items])
     stored = [await store(item, round_) for item in items]
-    failed = [place for place, is_stored in enumerate(stored) if not is_stored]
+    failed = [index for index, is_stored in enumerate(stored) if not is_stored]
     if round_ == 2:
         raise Fail("it cannot be stored", items=failed)
     raise Retry("not stored", items=failed, after="1ms")

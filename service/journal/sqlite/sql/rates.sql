@@ -20,7 +20,7 @@ SELECT ?1, ?2, ?3, coalesce(max(n), 0) + 1, ?4, ?5 FROM accepted_runs
 WHERE flow = ?1 AND place = ?2 AND key = ?3;
 
 -- name: logs
--- The places at which a flow (?1) has accepted runs.
+-- The ids of the rules (`place`) by which a flow (?1) has accepted runs.
 SELECT DISTINCT place FROM accepted_runs WHERE flow = ?1;
 
 -- name: newest_first
@@ -51,7 +51,7 @@ UPDATE starts SET flow = ?2 WHERE flow = ?1;
 UPDATE OR IGNORE accepted_runs SET flow = ?2 WHERE flow = ?1;
 
 -- name: accepted_by_key
--- How many runs of a flow (?1) a rate limit at a place (?2) has accepted since an instant (?3), by key,
+-- How many runs of a flow (?1) a rate limit by a rule (?2) has accepted since an instant (?3), by key,
 -- and when the one behind the latest by a number (?4) was accepted.
 SELECT a.key, count(*) AS used, (
     SELECT at FROM accepted_runs AS n

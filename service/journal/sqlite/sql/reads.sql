@@ -33,20 +33,20 @@ WHERE length(id) = 36 AND substr(id, 15, 1) = '7'
 SELECT key, topic, woken, latest, answer FROM waits
 WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key;
 
--- name: place_in_flow
+-- name: position_in_flow
 -- How many queued runs of a flow (?1) are there up to one (?2), at most so many (?3).
 SELECT count(*) FROM (
     SELECT 1 FROM runs INDEXED BY runs_by_state
     WHERE state = 'queued' AND flow = ?1 AND seq <= ?2 LIMIT ?3);
 
--- name: place_in_order
+-- name: position_in_order
 -- How many queued runs of a flow (?1) and an ordering key (?4) are there up to one (?2).
 SELECT count(*) FROM (
     SELECT 1 FROM runs INDEXED BY runs_by_order
     WHERE state = 'queued' AND flow = ?1 AND order_key = ?4 AND seq <= ?2 LIMIT ?3);
 
--- name: place_at_key
--- How many queued runs of a flow (?1) with a key (?4) at a place (?5) are there up to one (?2).
+-- name: position_at_key
+-- How many queued runs of a flow (?1) with a key (?4) by a rule (?5) are there up to one (?2).
 SELECT count(*) FROM (
     SELECT 1 FROM run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq
     WHERE k.flow = ?1 AND k.place = ?5 AND k.key = ?4 AND k.run_seq <= ?2 AND r.state = 'queued'

@@ -1,6 +1,6 @@
--- The keys of unfinished runs by flow and place. What a run keeps itself is in `runs.keys`; this
--- table finds the runs of a key. No triggers keep it, since SQLite starts the program of a trigger
--- for every row, also where its WHEN is false.
+-- The keys of unfinished runs by flow and rule: `place` is the id of the rule, such as `limit.2`.
+-- What a run keeps itself is in `runs.keys`; this table finds the runs of a key. No triggers keep
+-- it, since SQLite starts the program of a trigger for every row, also where its WHEN is false.
 
 -- name: add
 -- The keys of runs (?1, a JSON array), as far as they are unfinished.
@@ -24,7 +24,7 @@ UPDATE run_keys SET flow = ?2
 WHERE flow = ?1 AND (SELECT r.flow FROM runs AS r WHERE r.seq = run_keys.run_seq) = ?2;
 
 -- name: set_keys
--- Runs that do not run get these keys: an array (?1) of [seq, keys by place].
+-- Runs that do not run get these keys: an array (?1) of [seq, keys by rule].
 UPDATE runs SET keys = given.value ->> 1 FROM json_each(?1) AS given
 WHERE runs.seq = given.value ->> 0
     AND (+runs.state = 'queued' OR +runs.state = 'retrying' OR +runs.state = 'waiting'

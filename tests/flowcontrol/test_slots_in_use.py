@@ -1,4 +1,4 @@
-"""Places in use are those of the runs that use them, whatever is done to a service.
+"""Slots in use are those of the runs that use them, whatever is done to a service.
 
 Random steps: submit, crash, cancel, retry, timeout, pause, rename, reload. After each one, what the
 gates count is a recount of the runs; no limit is ever exceeded; and where nothing is left to do,
@@ -143,7 +143,7 @@ def play(steps: int, seed: int) -> None:
 
 
 @pytest.mark.timeout(7200)
-def test_places_in_use_are_a_recount_of_the_runs(full: bool, seed: int, say: Say) -> None:
+def test_slots_in_use_are_a_recount_of_the_runs(full: bool, seed: int, say: Say) -> None:
     play(ALL_STEPS if full else STEPS, seed if full else 0)
 
 
@@ -152,7 +152,7 @@ def test_places_in_use_are_a_recount_of_the_runs(full: bool, seed: int, say: Say
 Break = Callable[[pytest.MonkeyPatch], None]
 
 
-def keep_places_of_lost_claims(patch: pytest.MonkeyPatch) -> None:
+def keep_slots_of_lost_claims(patch: pytest.MonkeyPatch) -> None:
     ended = Dispatcher.attempt_ended
 
     def forget(self: Dispatcher, entered: Any, run: Any, flow: Any, outcome: Any) -> None:
@@ -162,7 +162,7 @@ def keep_places_of_lost_claims(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "attempt_ended", forget)
 
 
-def free_places_twice(patch: pytest.MonkeyPatch) -> None:
+def free_slots_twice(patch: pytest.MonkeyPatch) -> None:
     leave = FlowLimit.leave
 
     def leave_twice(self: FlowLimit, run: Any) -> None:
@@ -176,11 +176,11 @@ def free_places_twice(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("broken", "found"),
     [
-        (keep_places_of_lost_claims, "could start and does not|places, not"),
-        (free_places_twice, "in spite of .*flow|places, not"),
+        (keep_slots_of_lost_claims, "could start and does not|slots, not"),
+        (free_slots_twice, "in spite of .*flow|slots, not"),
     ],
 )
-def test_the_fuzz_finds_places_that_leak_or_double(
+def test_the_fuzz_finds_slots_that_leak_or_double(
     monkeypatch: pytest.MonkeyPatch, broken: Break, found: str
 ) -> None:
     broken(monkeypatch)
@@ -189,7 +189,7 @@ def test_the_fuzz_finds_places_that_leak_or_double(
 
 
 async def test_tries_that_are_cancelled_together_leave_the_limit_free() -> None:
-    """The place of one is offered to the next, which has been cancelled in the same moment."""
+    """The slot of one is offered to the next, which has been cancelled in the same moment."""
     limit = NamedLimit("crm", 1)
 
     async def holds() -> None:
@@ -205,4 +205,4 @@ async def test_tries_that_are_cancelled_together_leave_the_limit_free() -> None:
         each.cancel()
     ended = await asyncio.gather(*tries, return_exceptions=True)
     assert [type(each) for each in ended] == [asyncio.CancelledError] * 3
-    assert (limit.places(), limit.waiting) == (1, 0)
+    assert (limit.free_slots(), limit.waiting) == (1, 0)
