@@ -569,17 +569,17 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             assert journal.flow_state("bill", "") is None
             first, second, third = [await start(journal) for _ in range(3)]
-            await finish(journal, first, ended(keeps=StateWrite("", 0, b"1")))
+            await finish(journal, first, ended(state_write=StateWrite("", 0, b"1")))
             kept = journal.flow_state("bill", "")
             assert kept is not None
             assert (kept.version, kept.value, kept.run_id) == (1, b"1", first.claim.run_id)
             for lost in (StateWrite("", 0, b"9"), StateWrite("", 2, b"9")):
                 with pytest.raises(StateMoved, match="another run of flow 'bill' has changed"):
-                    await finish(journal, second, ended(keeps=lost))
+                    await finish(journal, second, ended(state_write=lost))
             run = await journal.run(second.claim.run_id)
             assert run is not None and run.state is S.RUNNING
-            await finish(journal, second, ended(keeps=StateWrite("", 1, b"2")))
-            await finish(journal, third, ended(keeps=StateWrite("key", 0, b'"x"')))
+            await finish(journal, second, ended(state_write=StateWrite("", 1, b"2")))
+            await finish(journal, third, ended(state_write=StateWrite("key", 0, b'"x"')))
         async with self.open(tmp_path) as journal:
             listed = [(one.key, one.version, one.value) for one in await states(journal)]
             assert listed == [("", 2, b"2"), ("key", 1, b'"x"')]
@@ -589,7 +589,7 @@ class JournalContract:
     async def test_of_two_successes_at_once_one_keeps_the_state(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             runs = [await start(journal) for _ in range(2)]
-            writes = (ended(keeps=StateWrite("", 0, value)) for value in (b"1", b"2"))
+            writes = (ended(state_write=StateWrite("", 0, value)) for value in (b"1", b"2"))
             ends = [finish(journal, run, one) for run, one in zip(runs, writes, strict=True)]
             came = await asyncio.gather(*ends, return_exceptions=True)
             assert [isinstance(one, StateMoved) for one in came].count(True) == 1
@@ -603,7 +603,9 @@ class JournalContract:
             run = await start(journal)
             for one in (step("before#1"), step(STATE_KEY, task=STATE), step("after#1")):
                 await journal.record_step(run.claim, one)
-            await finish(journal, run, ended(S.QUEUED, counts=False, keeps=StateWrite("", 0, b"1")))
+            await finish(
+                journal, run, ended(S.QUEUED, counts=False, state_write=StateWrite("", 0, b"1"))
+            )
             assert [one.key for one in await journal.steps(run.claim.run_seq)] == ["before#1"]
             assert journal.flow_state("bill", "") is None
 
@@ -1787,7 +1789,7 @@ class JournalContract:
     ) -> None:
         async with self.open(tmp_path) as journal:
             first, reader, other = [await start(journal) for _ in range(3)]
-            await finish(journal, first, ended(keeps=StateWrite("", 0, b"1")))
+            await finish(journal, first, ended(state_write=StateWrite("", 0, b"1")))
             assert await journal.clear_state("bill", key="other", now=NOW) == 0
             assert await journal.clear_state("other", key=None, now=NOW) == 0
             assert await journal.clear_state("bill", key="", now=NOW) == 1
@@ -1795,16 +1797,18 @@ class JournalContract:
             assert await states(journal) == []
             for lost in (StateWrite("", 1, b"9"), StateWrite("", 0, b"9")):
                 with pytest.raises(StateMoved):
-                    await finish(journal, reader, ended(keeps=lost))
+                    await finish(journal, reader, ended(state_write=lost))
             cleared = journal.flow_state("bill", "")
             assert cleared is not None and (cleared.version, cleared.value) == (2, b"null")
-            await finish(journal, other, ended(keeps=StateWrite("", 2, b"7")))
+            await finish(journal, other, ended(state_write=StateWrite("", 2, b"7")))
             assert [(one.version, one.value) for one in await states(journal)] == [(3, b"7")]
 
     async def test_one_key_of_a_state_is_listed_and_cleared(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             for key in ("", "a", "b"):
-                await finish(journal, await start(journal), ended(keeps=StateWrite(key, 0, b"1")))
+                await finish(
+                    journal, await start(journal), ended(state_write=StateWrite(key, 0, b"1"))
+                )
             assert [one.key for one in await journal.flow_states("bill", 9, key="a")] == ["a"]
             assert [one.key for one in await journal.flow_states(None, 9, key="")] == [""]
             assert await journal.count_states("bill", None) == 3
@@ -1821,7 +1825,7 @@ class JournalContract:
             held = ["queued", "retrying", "running", "scheduled", "waiting"]
             for key in ("", "gone", "read", *held):
                 claimed = await start(journal, order_key=key or None)
-                await finish(journal, claimed, ended(keeps=StateWrite(key, 0, b"1")))
+                await finish(journal, claimed, ended(state_write=StateWrite(key, 0, b"1")))
             reader = await start(journal, order_key="read")  # it keeps no other value
             await journal.record(reader, ended(), started_at=NOW, now=at(20))
             await put(journal, make_run(order_key="queued"))
