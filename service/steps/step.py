@@ -232,11 +232,16 @@ class StepCall:
         self._clock = time.perf_counter()
 
     def succeeded(self, value: Any, *, instead_of: Exception | None = None) -> StepRecord:
-        """Return the record of a result; raises `NotKept` if it cannot be kept.
+        """Return the record of a result, and count it; raises `NotKept` if it cannot be kept.
 
         The result of a fallback keeps the error it is used `instead_of`, for people to see.
         """
-        self._observe("succeeded" if instead_of is None else "fallback")
+        record = self.record_of(value, instead_of=instead_of)
+        self.observe("succeeded" if instead_of is None else "fallback")
+        return record
+
+    def record_of(self, value: Any, *, instead_of: Exception | None = None) -> StepRecord:
+        """Return the record of a result without counting it; raises `NotKept`."""
         encoding, result = codec.encode(
             value,
             self.task.returns,
@@ -264,7 +269,7 @@ class StepCall:
         """
         failures.set_step(error, self.key)
         if again_in is not None:
-            self._observe("retried")
+            self.observe("retried")
             self._tell_retried(error, again_in)
             self.not_before = self.services.now() + timedelta(seconds=again_in)
             self.last_error = describe(error)
@@ -280,7 +285,7 @@ class StepCall:
                 in_error_handler=self.in_error_handler,
                 arguments=self.arguments,
             )
-        self._observe("failed")
+        self.observe("failed")
         self.context.undelivered.add(self.key)
         result, self._error = failures.pack(error, self.services.settings.max_result_bytes)
         return StepRecord(
@@ -335,7 +340,7 @@ class StepCall:
 
     def observe_pending(self) -> None:
         """Count a look that has found nothing yet."""
-        self._observe("pending")
+        self.observe("pending")
 
     def _tell_retried(self, error: Exception, again_in: float) -> None:
         log.warning(
@@ -348,7 +353,8 @@ class StepCall:
             again_in=format_duration(timedelta(seconds=again_in)),
         )
 
-    def _observe(self, outcome: str) -> None:
+    def observe(self, outcome: str) -> None:
+        """Count a try that ended like this, and how long it took."""
         seconds, count = self.services.metrics.of_step(
             self.context.claimed.flow, self.task.name, outcome
         )
