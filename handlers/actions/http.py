@@ -21,6 +21,7 @@ from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.retry import retry as retry_of
 from turnout.service.domain.task import Task
 from turnout.service.domain.units import parse_size, parse_timeout
+from turnout.service.domain.unknown import Unknown
 from turnout.service.governance.secrets import Secret
 from turnout.service.steps.artefacts import Artefact
 from turnout.service.steps.context import DIRECT, current
@@ -195,6 +196,8 @@ def _request(
         raise SetupError(f"http({method!r}, …): write a method such as 'GET'")
     if to is not None and not isinstance(to, Artefact):
         raise SetupError(f"http(to={to!r:.80}): write to=artefact('dump.zst')")
+    if isinstance(content, Unknown):  # in a dry run
+        content = repr(content)
     _refuse_unusable(params, content, headers, allow, redirects)
     given = {name: _header(name, value) for name, value in (headers or {}).items()}
     names = {name.lower() for name in given}
@@ -237,9 +240,16 @@ def _refuse_unusable(
 
 def _encoded(value: Any) -> bytes:
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, default=_unknown_as_text)
     except TypeError as error:
         raise SetupError(f"http(json=…) cannot be written as JSON: {error}") from None
+
+
+def _unknown_as_text(value: object) -> str:
+    """Return what stands for a value in a dry run; raises `TypeError` for any other."""
+    if type(value) is Unknown:
+        return repr(value)
+    raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
 
 
 def _header(name: object, value: object) -> str | Secret:
@@ -247,6 +257,8 @@ def _header(name: object, value: object) -> str | Secret:
     if isinstance(name, str) and _HEADER.fullmatch(name):
         if isinstance(value, Secret):
             return value
+        if type(value) is Unknown:
+            return repr(value)
         if isinstance(value, str) and value.isascii() and value.isprintable():
             return value
     raise SetupError(f"http(headers=…): {str(name)[:80]!a} is no header of one line of ASCII text")

@@ -8,9 +8,9 @@ pass at once. Not here: starting one (`app.run_once`), and what it prints (`cli.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from turnout.service.domain.error_groups import leaves
@@ -42,20 +42,36 @@ class DryRun:
         self.steps: dict[str, Would] = {}
         self.returned: Any = None
         self.ended: str | None = None
+        self._unknown: set[str] = set()
 
     def performs(self, call: StepCall) -> bool:
-        """Whether a task is called: it reads, and all it is given is known."""
-        given = (*call.args, *call.kwargs.values())
-        return call.task.reads and not any(type(each) is Unknown for each in given)
+        """Whether a task is called: it reads, and all it is given is known, also in its text."""
+        return call.task.reads and self._unknown_in((call.args, call.kwargs)) is None
+
+    def _unknown_in(self, value: Any, depth: int = 0) -> str | None:
+        """Return what stands in a value for something that is not known."""
+        if type(value) is Unknown:
+            return repr(value)
+        if isinstance(value, str | bytes):
+            text = value if isinstance(value, str) else value.decode("utf-8", "replace")
+            return next((mark for mark in self._unknown if mark in text), None)
+        parts = _parts_of(value) if depth < _DEEPEST else ()
+        return next(filter(None, (self._unknown_in(each, depth + 1) for each in parts)), None)
 
     def instead(self, call: StepCall, kind: str, words: str | None = None) -> Any:
         """List what a step would do, and return what stands for its result."""
         call.recorded()
         if words is None:
             words = "" if call.arguments is None else call.arguments.words
+        if kind == "read":
+            words += f", but {self._unknown_in((call.args, call.kwargs))} is not known"
         if not call.key.startswith("~"):  # the undo of what has not been done
             self.steps[call.key] = Would(call.key, kind, words)
-        return None if call.task.returns in (None, type(None)) else Unknown(call.key)
+        if call.task.returns in (None, type(None)):
+            return None
+        made = Unknown(call.key)
+        self._unknown.add(repr(made))
+        return made
 
     def prepared(self, flow: AnyFlow) -> AnyFlow:
         """Return the flow as it runs dry: once, without its hook, to where it ends.
@@ -81,6 +97,21 @@ class DryRun:
                 raise
             location = location_in(describe(end).traceback)
             self.ended = f"{end}{f' ({location})' if location else ''}"
+
+
+_DEEPEST = 8
+"""So deep into lists, dicts and values with fields what is not known is looked for."""
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    """Return what a value is made of."""
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, each.name) for each in fields(value)]
+    return vars(value).values() if hasattr(type(value), "model_fields") else ()
 
 
 def _ending_here(

@@ -153,7 +153,7 @@ def test_what_reads_is_done_and_everything_else_is_listed_in_order(flows: Path) 
         ("call", "scale('c', 2)"),
         ("call", "note('x')"),
         ("call", "note('y')"),
-        ("read", "replicas(<scale#1>)"),
+        ("read", "replicas(<scale#1>), but <scale#1> is not known"),
     ]
     assert repr(noted.returned) == "<scale#1>"
 

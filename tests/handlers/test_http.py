@@ -621,3 +621,33 @@ def test_it_is_explained_as_a_step_and_a_dry_run_sends_what_reads_only(
     dry = turnout("run", tmp_path / "flows.py:asks", "--input", f'"{url}"', "--dry-run")
     assert [each.method for each in stub.asked] == ["GET"], dry.stdout + dry.stderr
     assert "http.post#1" in dry.stdout
+
+
+@pytest.mark.slow
+def test_a_dry_run_asks_for_nothing_that_is_made_of_what_is_not_known(
+    stub: Stub, tmp_path: Path
+) -> None:
+    (tmp_path / "flows.py").write_text(
+        "from turnout import flow, http, task\n\n\n@task\nasync def create() -> str:\n"
+        "    return 'x'\n\n\n@flow\nasync def asks(url: str) -> None:\n"
+        "    made = await create()\n"
+        "    await http.get(f'{url}/{made}')\n"
+        "    await http.get(url, params={'made': made})\n"
+        "    await http.get(url, headers={'X-Made': made})\n"
+        "    await http.post(url, json={'made': [made]})\n"
+        "    await http.post(url, content=made)\n"
+        "    await http.get(url)\n"
+    )
+    url = stub.says("/dry", Reply(200, b"read"))
+    dry = turnout("run", tmp_path / "flows.py:asks", "--input", f'"{url}"', "--dry-run", "--json")
+    assert dry.returncode == 0, dry.stdout + dry.stderr
+    told = [(each["kind"], each["step"]) for each in json.loads(dry.stdout)["would"]]
+    assert told == [
+        ("call", "create#1"), ("read", "http.get#1"), ("read", "http.get#2"),
+        ("read", "http.get#3"), ("call", "http.post#1"), ("call", "http.post#2"),
+    ]  # fmt: skip
+    [word, *_] = [each["words"] for each in json.loads(dry.stdout)["would"]][1:]
+    assert word.startswith(f"http.get('{url}/<create#1>'") and word.endswith(
+        ", but <create#1> is not known"
+    )
+    assert [each.path for each in stub.asked] == ["/dry"]
