@@ -8,7 +8,7 @@ starts (`rate=`), which make runs wait.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from turnout.service.domain import foreign
@@ -16,7 +16,7 @@ from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
-from turnout.service.domain.units import parse_duration
+from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Taking
 from turnout.service.steps.author_code import where
@@ -24,10 +24,13 @@ from turnout.service.steps.context import current
 from turnout.service.steps.durable_wait import refuse_thread
 from turnout.service.steps.recording import durable, store
 from turnout.service.steps.scope import here
+from turnout.service.steps.services import Services
 from turnout.service.steps.step import StepCall
 from turnout.service.steps.unawaited import to_await
 
 MAX_NAME_CHARACTERS = 200
+MOST_COMPARED = 10_000
+"""The periods of so many names are compared; a name may be made of data."""
 
 
 class BudgetSpent(Fail):
@@ -75,6 +78,7 @@ class Budget:
     name: str
     max_changes: int
     per: timedelta
+    place: str = field(default="", compare=False, repr=False)
 
     def take(self, amount: int = 1) -> Coroutine[object, None, None]:
         """Take from the budget before a change, a recorded step.
@@ -82,7 +86,8 @@ class Budget:
         `await scaling.take(2)`. What was taken counts for the whole period, also where the run
         fails, is undone, or the process dies before the change; `turnout retry --from` takes anew.
         Raises `BudgetSpent` if less than `amount` is left, `SetupError` for an amount that never
-        is, and `MisplacedTask` in a task or a `def` flow. Outside a run it takes nothing.
+        is and for a budget that is declared with another `per` elsewhere, and `MisplacedTask` in a
+        task or a `def` flow. Outside a run it takes nothing.
         """
         if type(amount) is not int or not 1 <= amount <= self.max_changes:
             raise SetupError(
@@ -100,7 +105,28 @@ class Budget:
         refuse_thread("budget")
         call = StepCall(_BUDGET, scope, scope.next_key("budget"), (self.name, amount), {})
         taking = Taking(self.name, amount, self.max_changes, self.per)
-        return to_await(_take(call, taking), f"budget {self.name!r}")
+        return to_await(self._take(call, taking), f"budget {self.name!r}")
+
+    async def _take(self, call: StepCall, taking: Taking) -> None:
+        known = None if call.services.dry_run is not None else call.recorded()
+        if known is not None:
+            call.recall(known)
+            return
+        self._refuse_another_period(call.services)
+        await _take(call, taking)
+
+    def _refuse_another_period(self, services: Services) -> None:
+        """Raise `SetupError` where the budget counts over another time than somebody else says."""
+        declared = services.budgets
+        if self.name not in declared and len(declared) >= MOST_COMPARED:
+            del declared[next(iter(declared))]
+        period, place = declared.setdefault(self.name, (self.per, self.place))
+        if period != self.per:
+            raise SetupError(
+                f"budget({self.name!r}) has per={format_duration(self.per)!r} at {self.place}, and "
+                f"per={format_duration(period)!r} at {place}: what is counted together has one "
+                "period; write the same one, or another name"
+            )
 
 
 def budget(name: str, *, max_changes: int, per: str | timedelta) -> Budget:
@@ -115,7 +141,8 @@ def budget(name: str, *, max_changes: int, per: str | timedelta) -> Budget:
     * `max_changes`: how many there are in any stretch of `per`
     * `per`: how long what was taken counts, such as `"1h"`
 
-    Raises `SetupError` for a name, a number or a time that is none.
+    Raises `SetupError` for a name, a number or a time that is none; two budgets of one name and
+    different `per` are refused by `turnout check`, or when the second is taken from.
 
     ```python
     from turnout import budget, event, flow, task
@@ -146,7 +173,7 @@ def budget(name: str, *, max_changes: int, per: str | timedelta) -> Budget:
     period = parse_duration(per)
     if period <= timedelta(0):
         raise SetupError(f'budget({name!r}, per={per!r}): write how long, such as per="1h"')
-    return Budget(name, max_changes, period)
+    return Budget(name, max_changes, period, where())
 
 
 async def _take(call: StepCall, taking: Taking) -> None:
@@ -154,13 +181,9 @@ async def _take(call: StepCall, taking: Taking) -> None:
         words = f"{taking.amount} of the {taking.most} of budget {taking.name!r}"
         call.services.dry_run.instead(call, "take", words)
         return
-    known = call.recorded()
-    if known is not None:
-        call.recall(known)
-        return
     services = call.services
     call.begin()
-    record = call.succeeded(None)
+    record = call.record_of(None)
     claim = call.context.writing(call.key)
     spent = await durable(
         call.context,
@@ -170,6 +193,7 @@ async def _take(call: StepCall, taking: Taking) -> None:
         error = BudgetSpent(taking.name, spent.used, taking.most, spent.free_at)
         call.done = await store(call.context, call.failed(error))
         raise call.delivered()
+    call.observe("succeeded")
 
 
 async def _nothing() -> None:

@@ -71,6 +71,7 @@ class Dispatcher(DispatcherStatus):
     ) -> None:
         self._journal = journal
         self._ended_early = ended_early
+        self._executor = executor
         self._attempts = Attempts(journal, executor, metrics, self, now=now, ended=ended)
         self._decisions = metrics.decisions
         self._now = now
@@ -104,6 +105,7 @@ class Dispatcher(DispatcherStatus):
 
         `paused` says since when flows are paused.
         """
+        self._executor.renew()
         self._scheduler.serve(self._flows.serve(flows), paused, self._now())
         self._restoring.begin()
         self._due.adopt_orphans()

@@ -89,6 +89,10 @@ class Executor:
         """Take the slots of tasks at these limits, which flows share."""
         self._services = replace(self._services, named=named)
 
+    def renew(self) -> None:
+        """Forget what flows have declared of budgets: they are loaded anew."""
+        self._services = replace(self._services, budgets={})
+
     async def execute(
         self,
         run: ClaimedRun,

@@ -21,6 +21,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, problems
+from .budgets import unequal_budgets
 from .cautions import cautions
 from .loader import (
     all_or_nothing,
@@ -71,6 +72,7 @@ def check(
         found += problems(flows, tasks_of(modules))
         found += unreachable(flows, modules)
         found += inside_classes(modules)
+        found += unequal_budgets(modules)
         warnings = [*cautions(flows), *_over(flows)]
         for module in modules:
             problems_of_source, warnings_of_source = misused(module)

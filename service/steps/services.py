@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from turnout.service.domain.event import Event
@@ -29,7 +29,8 @@ class Services:
     """What an attempt needs from the service to run and record its steps.
 
     `now` is the engine's time, and `wall` the wall clock, which others' dates mean. `named` are the
-    limits that flows and tasks share. In a `dry_run` only what reads is done.
+    limits that flows and tasks share, and `budgets` the periods of budgets, with where each was
+    declared first. In a `dry_run` only what reads is done.
     """
 
     journal: Steps
@@ -42,6 +43,7 @@ class Services:
     sleep: Sleep = asyncio.sleep
     host: RunHost | None = None
     named: NamedGates = field(default_factory=dict)
+    budgets: dict[str, tuple[timedelta, str]] = field(default_factory=dict)
     dry_run: LeavesOut | None = None
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from turnout import BudgetSpent, Fail, budget, flow, gather, retry, sleep, task
+from turnout.service.app.reload import reload_project
 from turnout.service.operate.limits import use_documents
 from turnout.service.operate.verbs import Retry
+from turnout.service.project import Project
 from turnout.testing import run, serve
 from turnout.testing.clock import START
 
@@ -124,6 +126,40 @@ async def test_of_many_at_once_no_more_than_there_are_take() -> None:
         assert (result.result, await used(service)) == (3, 3)
         await service.advance("30d")
         assert await used(service) == 0, "and it is pruned"
+
+
+async def test_a_spent_budget_is_one_failed_try_in_the_metrics() -> None:
+    async with serve(also_scales) as service:
+        await service.run(also_scales, 3)
+        await service.run(also_scales, 1)
+        lines = service.process.metrics.render().decode().splitlines()
+        told = [each for each in lines if each.startswith("turnout_steps_total")]
+        of_budget = 'flow="also_scales",outcome="{}",task="budget"'
+        assert sorted(told) == [
+            "turnout_steps_total{" + of_budget.format(outcome) + "} 1.0"
+            for outcome in ("failed", "succeeded")
+        ]
+
+
+@flow
+async def over_a_day() -> None:
+    await budget("scale", max_changes=3, per="1d").take()
+
+
+async def test_two_periods_of_one_name_are_refused_where_the_second_takes() -> None:
+    async with serve(also_scales, over_a_day) as service:
+        assert (await service.run(also_scales, 1)).state == "succeeded"
+        error = (await service.run(over_a_day)).error
+        assert error is not None and error.type == "SetupError"
+        assert re.fullmatch(
+            r"budget\('scale'\) has per='1d' at \S+test_budget.py:\d+, and per='1h' at "
+            r"\S+test_budget.py:\d+: what is counted together has one period; write the same one, "
+            r"or another name",
+            error.message,
+        )
+        assert await used(service) == 1, "nothing is taken"
+        await reload_project(service.process, Project.of([over_a_day]))
+        assert (await service.run(over_a_day)).state == "succeeded", "the files are loaded anew"
 
 
 @task
