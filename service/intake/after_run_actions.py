@@ -3,14 +3,17 @@
 A file is moved or deleted, for example. The journal lists an action until it is recorded as done,
 so it happens at least once, whatever crashes; triggers make it repeatable (`AfterRun.ended`). One
 that fails is tried again ever more rarely, and counted in the trigger's figure `failing_actions`.
+That of a trigger that is gone waits for it to return, as long as runs are kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from turnout.service.domain.errors import (
     FOREIGN,
@@ -104,6 +107,24 @@ class AfterRunActions:
                 elif after in self._failing:
                     failed[trigger] += 1
         return done
+
+    async def drop_old(self, accepted_before: datetime) -> int:
+        """Drop due actions of triggers that are gone and may not return; returns how many.
+
+        Their events were accepted before an instant. Without their action they are pruned by age.
+        """
+        after, dropped = 0, Counter[str]()
+        while batch := await self._journal.due_actions(
+            after, BATCH, accepted_before=accepted_before
+        ):
+            after = batch[-1].seq
+            served = self._emitters()
+            gone = [each for each in batch if each.event.trigger not in served]
+            await asyncio.gather(*[self._journal.record_action(each.seq, None) for each in gone])
+            dropped.update(each.event.trigger for each in gone)
+        for trigger, events in dropped.items():
+            log.warning("after_run_action.dropped", trigger=trigger, events=events)
+        return dropped.total()
 
     def _waits(self, ended: EndedEvent) -> bool:
         """Whether a sweep leaves an action for later: it has failed, or its trigger is gone."""

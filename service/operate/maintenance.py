@@ -72,6 +72,9 @@ class Maintenance:
         if not self._is_clock_trusted():
             return 0
         now, settings = self._now(), self._settings
+        kept = max(settings.keep_finished, settings.keep_failed)
+        if kept < LONGEST:
+            await self._after_run_actions.drop_old(now - kept)
         pruned = 0
         for _ in range(BATCHES_A_ROUND):
             pruned += await self._journal.clear_cache(over_by=now, limit=BATCH_ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 from tests.support.running import eventually, make_event, running
@@ -89,6 +90,29 @@ async def test_an_action_that_fails_is_carried_out_by_a_later_sweep(tmp_path: Pa
         service.process.emitters["tidy"] = service.process.emitter(Tidy(), lambda _event: (first,))
         assert await service.process.after_run_actions.sweep() == 1
         assert len(ended) == 1
+
+
+async def test_the_action_of_a_trigger_that_is_gone_is_dropped_when_its_event_is_old(
+    tmp_path: Path,
+) -> None:
+    await a_service_whose_action_fails(tmp_path)
+    async with running(tmp_path, [first]) as service:
+        process, now = service.process, service.process.now()
+        actions, later = process.after_run_actions, now + timedelta(days=1)
+        process.emitters["tidy"] = process.emitter(Tidy(), lambda _event: (first,))
+        assert await actions.drop_old(later) == 0, "its trigger is there"
+        process.emitters.pop("tidy").status.retire()
+        assert await actions.sweep() == 0
+        assert await actions.drop_old(now - timedelta(days=1)) == 0, "it may return"
+        assert len(await process.journal.due_actions(0, 9)) == 1
+        assert await actions.drop_old(later) == 1
+        assert await process.journal.due_actions(0, 9) == []
+        pruned = await process.journal.prune(
+            finished_before=later, failed_before=later, unmatched_before=later,
+            dedupe_before=later, now=later, limit=99,
+        )  # fmt: skip
+        assert pruned and not await process.journal.runs(Filter())
+        assert not ended
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,12 @@ class Intake(Protocol):
         """Return the distinct shapes of open waits for events."""
 
     async def due_actions(
-        self, after_seq: int, limit: int, *, of_run: int | None = None
+        self,
+        after_seq: int,
+        limit: int,
+        *,
+        of_run: int | None = None,
+        accepted_before: datetime | None = None,
     ) -> list[EndedEvent]:
         """Return events whose after-run action is due, in order of arrival.
 

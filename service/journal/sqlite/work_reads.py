@@ -196,11 +196,17 @@ class WorkReads(SqliteReader):
         return dict(orjson.loads(found))
 
     async def due_actions(
-        self, after_seq: int, limit: int, *, of_run: int | None = None
+        self,
+        after_seq: int,
+        limit: int,
+        *,
+        of_run: int | None = None,
+        accepted_before: datetime | None = None,
     ) -> list[EndedEvent]:
         """Return events whose after-run action is due, in order of arrival."""
         events = "events AS e WHERE"
-        bindings: tuple[int, ...] = (after_seq, limit)
+        until = 2**62 if accepted_before is None else micros(accepted_before)
+        bindings: tuple[int, ...] = (after_seq, until, limit)
         if of_run is not None:
             events, bindings = _OF_WINDOW, (of_run, *bindings)
         return await self.read(
@@ -208,7 +214,8 @@ class WorkReads(SqliteReader):
                 _ended_event(row)
                 for row in connection.execute(
                     f"SELECT {EVENT_COLUMNS}, {_FAILURE}, {_IS_REFUSED} FROM {events}"
-                    f" e.after_run_action = 0 AND e.seq > ? AND NOT {_UNENDED}"
+                    f" e.after_run_action = 0 AND e.seq > ? AND e.accepted_at < ?"
+                    f" AND NOT {_UNENDED}"
                     " ORDER BY e.seq LIMIT ?",
                     bindings,
                 )
