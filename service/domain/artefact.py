@@ -39,6 +39,13 @@ _TYPES = {
 _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
 
 
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What Python counts as printable and nobody sees (Unicode: Default_Ignorable_Code_Point), and the
+blank of braille: two names would look the same."""
+
+
 def check_name(name: object) -> str:
     """Return the name of an artefact; raises `NotKept` for one that is no plain file name."""
     if not isinstance(name, str):
@@ -56,7 +63,7 @@ def _problem_of(name: str) -> str | None:
         return "a name is one part of a path, without / and \\"
     if name[0] in ".-":
         return "it begins with a dot or a dash"
-    if not name.isprintable() or name.strip() != name:
+    if not name.isprintable() or name.strip() != name or _INVISIBLE.search(name):
         return "it has characters that cannot be seen, or blanks around it"
     if len(name.encode()) > MAX_NAME_BYTES:
         return f"it has more than {MAX_NAME_BYTES} bytes"
