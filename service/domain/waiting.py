@@ -41,7 +41,7 @@ class Waiting:
     Facts besides those of decisions (`domain.decisions`): `queue_position`, from 1;
     `until`, an instant; `window`, an open one, which has `count` events; `step`, where it waits;
     `event`, the trigger whose event it waits for; `poll`, the task it polls with, after so many
-    `looks`.
+    `checks`.
     """
 
     cause: Cause

@@ -188,7 +188,7 @@ def _at_step(step: OpenStep) -> Waiting:
 
 
 def _polls(step: OpenStep) -> Waiting:
-    """Return what a run polls, how often it has looked, and when it looks next."""
+    """Return what a run polls, how often it has checked, and when it checks next."""
     note = step.note
     since, due_at = datetime.fromisoformat(note["since"]), datetime.fromisoformat(note["next"])
     last, end = note.get("last"), note.get("until")
@@ -196,9 +196,9 @@ def _polls(step: OpenStep) -> Waiting:
     lasts = format_duration(timedelta(seconds=round(taken) if taken > 1 else taken))
     if end is not None:
         lasts += f" of {format_duration(datetime.fromisoformat(end) - since)}"
-    detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {_words(due_at)}"
+    detail = f"polls {note['poll']}, check {note['looks'] + 1}, next at {_words(due_at)}"
     facts: dict[str, Fact] = {"step": step.key, "until": due_at, "poll": note["poll"]}
-    facts["looks"] = note["looks"]
+    facts["checks"] = note["looks"]
     said = f"; the last one said: {note['said']}" if note["said"] else ""
     return Waiting(Cause.INSTANT, f"for a result: {detail}, for {lasts}{said}", facts)
 

@@ -185,7 +185,7 @@ class _Visitor(SourceVisitor):
                     self._refuse_duration(node, f"{name}(timeout=…)", each.value)
 
     def _check_poll(self, node: ast.Call) -> None:
-        """Refuse what a poll cannot look with; warn of one that looks without rest, or once."""
+        """Refuse what a poll cannot call; warn of one that checks without rest, or once."""
         options = {each.arg: each.value for each in node.keywords}
         for name in ("every", "timeout"):
             self._refuse_duration(node, f"poll({name}=…)", options.get(name))
@@ -194,7 +194,7 @@ class _Visitor(SourceVisitor):
         if isinstance(said, str) and is_duration(said) and parse_duration(said) < _RESTLESS:
             self._warn(
                 node,
-                f"poll(every={said!r}) looks without rest, with a write to disk each time; write "
+                f"poll(every={said!r}) checks without rest, with a write to disk each time; write "
                 'every="1s" or more',
             )
         if not node.args:
@@ -206,7 +206,7 @@ class _Visitor(SourceVisitor):
         elif isinstance(check, Task) and not _mentions_pending(check):
             self._warn(
                 node,
-                f"poll({written}, …): {check.words} never returns Pending(), so the first look "
+                f"poll({written}, …): {check.words} never returns Pending(), so the first check "
                 "ends the poll, also with None; return Pending() while there is nothing",
             )
 

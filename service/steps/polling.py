@@ -1,12 +1,12 @@
-"""Polling: a run waits for something outside by looking at it now and then.
+"""Polling: a run waits for something outside by checking it now and then.
 
-A look is an attempt of the run without the code of its flow: the run is due, enters the gates of
-its flow, calls the check with the arguments that are recorded, and waits again. Only the record of
-the step changes: how many looks there were, when the next one is due, what the last one said. The
-flow goes on in the attempt whose look has found a value or failed for good, or when another wait of
-the run is over.
+A check is an attempt of the run without the code of its flow: the run is due, enters the gates of
+its flow, calls the task with the arguments that are recorded, and waits again. Only the record of
+the step changes: how many checks there were, when the next one is due, what the last one said. The
+flow goes on in the attempt whose check has found a value or failed for good, or when another wait
+of the run is over.
 
-Not here: the attempt that looks (`looking`), and what authors call (`handlers.actions.poll`).
+Not here: the attempt that checks (`poll_attempt`), and what authors call (`handlers.actions.poll`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looks:
+class PollRecord:
     """What is recorded of a poll: what it calls, how often, and how far it is.
 
-    `tries` is the number of the next try of the next look. `lost` says why the call could not be
+    `tries` is the number of the next try of the next check. `lost` says why the call could not be
     loaded any more.
     """
 
@@ -64,7 +64,7 @@ class Looks:
             "every": self.every.total_seconds(),
             "since": self.since.isoformat(),
             "next": self.next.isoformat(),
-            "looks": self.count,
+            "looks": self.count,  # the name that journals have
             "said": self.said,
             "tries": self.tries,
             "call": self.call.as_dict(),
@@ -76,7 +76,7 @@ class Looks:
         return orjson.dumps(kept | ({"lost": self.lost} if self.lost else {}))
 
     @classmethod
-    def of(cls, known: StepRecord) -> Looks:
+    def of(cls, known: StepRecord) -> PollRecord:
         """Return what is recorded of an open poll."""
         kept = orjson.loads(known.result or b"{}")
         last = kept.get("last")
@@ -94,8 +94,8 @@ class Looks:
             lost=kept.get("lost", ""),
         )
 
-    def after(self, pending: Pending, now: datetime) -> Looks:
-        """Return what is recorded after a look that found nothing."""
+    def after(self, pending: Pending, now: datetime) -> PollRecord:
+        """Return what is recorded after a check that found nothing."""
         at = now + self.every
         return replace(
             self,
@@ -111,7 +111,7 @@ class Looks:
 
 
 class Poll(Wait[T]):
-    """A wait for a value that looks find."""
+    """A wait for a value that checks find."""
 
     def __init__(
         self, call: StepCall, kept: KeptCall, check: str, every: timedelta, length: timedelta | None
@@ -126,18 +126,18 @@ class Poll(Wait[T]):
         """Do nothing: the journal has nothing but its record."""
 
     def is_open(self, known: StepRecord | None) -> bool:
-        """Whether its looks make this very call; raises `CodeChanged` if that is impossible."""
-        looks = None if known is None else Looks.of(known)
-        if looks is None or looks.call != self._kept:
+        """Whether its checks make this very call; raises `CodeChanged` if that is impossible."""
+        recorded = None if known is None else PollRecord.of(known)
+        if recorded is None or recorded.call != self._kept:
             return False
-        if looks.lost:
-            raise CodeChanged(f"{self.call} cannot look any more: {looks.lost}")
+        if recorded.lost:
+            raise CodeChanged(f"{self.call} cannot check any more: {recorded.lost}")
         return True
 
     def begun(self) -> StepRecord:
-        """Return the record of a poll that begins now; its first look is due at once."""
+        """Return the record of a poll that begins now; its first check is due at once."""
         now = self.call.services.now()
-        looks = Looks(
+        recorded = PollRecord(
             check=self._check,
             call=self._kept,
             every=self._every,
@@ -151,7 +151,7 @@ class Poll(Wait[T]):
             state="waiting",
             tries=1,
             started_at=now,
-            result=looks.pack(),
+            result=recorded.pack(),
             in_error_handler=self.call.in_error_handler,
             arguments=self.call.arguments,
         )
@@ -160,31 +160,31 @@ class Poll(Wait[T]):
         if known is None:
             record = self.begun()
         else:
-            looks = replace(Looks.of(known), call=self._kept, check=self._check, lost="")
-            record = replace(known, result=looks.pack())
+            recorded = replace(PollRecord.of(known), call=self._kept, check=self._check, lost="")
+            record = replace(known, result=recorded.pack())
         context = self.call.context
         context.polls = {**context.polls, record.key: record}
         return record
 
     def opening(self) -> None:
-        """Return None: nothing ends it but its looks."""
+        """Return None: nothing ends it but its checks."""
 
     async def open(self, known: StepRecord | None) -> StepRecord:
-        """Record the poll, or what it looks with now."""
+        """Record the poll, or what it calls now."""
         return await store(self.call.context, self._opened(known))
 
     async def join(self, known: StepRecord | None, race: str) -> Joining:
         """Prepare to open it together with others."""
         return Joining(self._opened(known))
 
-    async def look(self, known: StepRecord) -> Came[T] | None:
-        """Return None: its looks record their end themselves."""
+    async def arrived(self, known: StepRecord) -> Came[T] | None:
+        """Return None: its checks record their end themselves."""
 
     def time_is_over(self, known: StepRecord) -> Came[T] | None:
-        """Return None: the last look is the end of its time."""
+        """Return None: the last check is the end of its time."""
 
     async def instead(self, dry_run: LeavesOut) -> Any:
-        """Look once in a dry run, if all that the check is given is known."""
+        """Check once in a dry run, if all that the task is given is known."""
         call, (check, args, kwargs) = self.call, self._kept.load()
         once = StepCall(check, call.scope, f"{call.key}[1]", args, kwargs)
         if not any(type(each) is Unknown for each in args):
@@ -194,11 +194,11 @@ class Poll(Wait[T]):
         return dry_run.instead(call, "wait")
 
     def due_at(self, known: StepRecord) -> datetime | None:
-        """Return when the next look is due."""
-        return Looks.of(known).next if known.state == "waiting" else None
+        """Return when the next check is due."""
+        return PollRecord.of(known).next if known.state == "waiting" else None
 
     def position(self, known: StepRecord) -> tuple[float, float]:
-        """Return that what a look has found comes after all that is in the journal."""
+        """Return that what a check has found comes after all that is in the journal."""
         assert known.finished_at is not None
         return (math.inf, known.finished_at.timestamp())
 
@@ -209,7 +209,7 @@ def as_poll(check: Task[Any]) -> Task[Any]:
 
 
 async def called(call: StepCall, key: str) -> Any:
-    """Call the check as the step `key`, in its pool."""
+    """Call the task of a poll as the step `key`, in its pool."""
     task, pools = call.task, call.services.pools
     step_scope = inside(call.scope, key)
     outer = current_scope.set(step_scope)

@@ -1,4 +1,4 @@
-"""`poll`: a run looks at something outside now and then, and holds nothing between the looks."""
+"""`poll`: a run checks at something outside now and then, and holds nothing between the checks."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ from turnout.testing import Service, run, serve, typed_event
 from turnout.testing.clock import START
 from turnout.testing.events import hand_event
 
-looks: list[tuple[timedelta, str]] = []
-"""When each look was made, after the start, and its idempotency key."""
+checks: list[tuple[timedelta, str]] = []
+"""When each check was made, after the start, and its idempotency key."""
 
 outside: dict[str, Any] = {}
-"""What the looks find: a value, or an error, by name; else nothing yet."""
+"""What the checks find: a value, or an error, by name; else nothing yet."""
 
 clocks: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
-    looks.clear()
+    checks.clear()
     outside.clear()
     clocks.clear()
 
 
 def seen(name: str) -> Any:
-    looks.append((clocks[0].now() - START if clocks else timedelta(0), current().key()))
+    checks.append((clocks[0].now() - START if clocks else timedelta(0), current().key()))
     found = outside.get(name)
     if isinstance(found, Exception):
         raise found
-    return Pending(f"{len(looks)} looked") if found is None else found
+    return Pending(f"{len(checks)} checked") if found is None else found
 
 
 def times() -> list[timedelta]:
-    return [at for at, _ in looks]
+    return [at for at, _ in checks]
 
 
 @task
 async def ready(name: str) -> str | Pending:
-    current().log.info("look.made")
+    current().log.info("check.made")
     return seen(name)  # type: ignore[no-any-return]  # what the test has put there
 
 
@@ -135,10 +135,10 @@ async def test_it_returns_what_a_look_finds_and_only_one_row_is_kept() -> None:
         attempts = await service.journal.attempts(journal_run.seq)
     assert (result.state, result.result, result.attempts) == ("succeeded", "report.csv", 1)
     assert list(result.steps) == ["poll#1"]
-    assert result.steps["poll#1"].tries == len(looks) == 5
-    assert len({key for _, key in looks}) == 5, "each look is a call of its own"
+    assert result.steps["poll#1"].tries == len(checks) == 5
+    assert len({key for _, key in checks}) == 5, "each check is a call of its own"
     [attempt] = attempts
-    assert attempt.log is not None and attempt.log.count(b"look.made") == 1, "of the last look"
+    assert attempt.log is not None and attempt.log.count(b"check.made") == 1, "of the last check"
 
 
 async def test_people_see_what_is_polled_how_often_and_when_next() -> None:
@@ -148,11 +148,11 @@ async def test_people_see_what_is_polled_how_often_and_when_next() -> None:
         document = await post_mortem(service.journal, run_id)
         await service.process.operator.do(Cancel(run_id))
     assert document["waits_for"] == (
-        "for a result: polls ready, look 4, next at 2026-01-01T00:30:00Z, for 20m of 1d; "
-        "the last one said: 3 looked"
+        "for a result: polls ready, check 4, next at 2026-01-01T00:30:00Z, for 20m of 1d; "
+        "the last one said: 3 checked"
     )
     facts = document["waiting"]["facts"]
-    assert (facts["poll"], facts["looks"], facts["step"]) == ("ready", 3, "poll#1")
+    assert (facts["poll"], facts["checks"], facts["step"]) == ("ready", 3, "poll#1")
     assert "call" not in document["steps"][0]["result"], "a pickle is nobody's business"
 
 
@@ -163,7 +163,7 @@ async def test_it_goes_on_over_a_crash_and_repeats_only_the_look_that_was_cut_of
         outside["hold"] = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             advancing = tasks.create_task(service.advance("10m"))
-            while len(looks) < 3:  # noqa: ASYNC110  the third one hangs when the process dies
+            while len(checks) < 3:  # noqa: ASYNC110  the third one hangs when the process dies
                 await asyncio.sleep(0.001)
             advancing.cancel()
         outside.pop("hold")
@@ -172,8 +172,8 @@ async def test_it_goes_on_over_a_crash_and_repeats_only_the_look_that_was_cut_of
         outside["report"] = "there"
         result = await service.ended(run_id)
     assert result.result == "there"
-    keys = [key for _, key in looks]
-    assert keys[2] == keys[3], "the look that was cut off has the same key"
+    keys = [key for _, key in checks]
+    assert keys[2] == keys[3], "the check that was cut off has the same key"
     assert len(set(keys)) == len(keys) - 1
 
 
@@ -199,14 +199,14 @@ async def test_a_look_that_keeps_killing_the_process_fails_its_run() -> None:
                 if death == 0:
                     run_id = (await starting(service)).runs[0]
                 going = tasks.create_task(service.advance("1s"))
-                while len(looks) < death + 1:  # noqa: ASYNC110  it hangs when the process dies
+                while len(checks) < death + 1:  # noqa: ASYNC110  it hangs when the process dies
                     await asyncio.sleep(0.001)
                 going.cancel()
             await service.restart()
         result = await service.ended(run_id)
     assert result.error is not None and result.error.type == "process_died"
-    assert len(looks) == 5
-    assert len({key for _, key in looks}) == 1
+    assert len(checks) == 5
+    assert len({key for _, key in checks}) == 1
 
 
 async def starting(service: Service) -> Any:
@@ -215,7 +215,7 @@ async def starting(service: Service) -> Any:
     return receipt
 
 
-# ---------------------------------------------------------------- errors of a look
+# ---------------------------------------------------------------- errors of a check
 
 
 @task(retry=retry(2, delay="2s", factor=1, jitter=False))
@@ -237,7 +237,7 @@ async def test_a_failing_look_is_tried_again_as_its_task_says_then_the_poll_fail
     assert (result.error.type, result.error.message) == ("OSError", "no route")
     assert result.error.step == "poll#1"
     assert times() == [timedelta(seconds=2 * number) for number in range(3)]
-    assert len({key for _, key in looks}) == 1, "the tries of one look share its key"
+    assert len({key for _, key in checks}) == 1, "the tries of one check share its key"
 
 
 @task(retry=retry(1, delay="1h", factor=1, jitter=False))
@@ -295,7 +295,7 @@ async def test_a_fallback_stands_for_a_look_that_fails() -> None:
         await service.advance("3m")
         outside["x"] = "there"
         result = await service.ended(run_id)
-    assert (result.result, len(looks)) == ("there", 5)
+    assert (result.result, len(checks)) == ("there", 5)
 
 
 # ---------------------------------------------------------------- the end of its time
@@ -317,8 +317,8 @@ async def test_the_last_look_is_at_the_end_of_its_time_then_it_is_a_named_error(
         result = await service.run(gives_up, "x")
     assert result.result == [
         "PollTimeout",
-        "step 'poll#1' of flow 'gives_up' polled 'ready' for 10m, and the last of 4 looks found "
-        "nothing yet: 3 looked",
+        "step 'poll#1' of flow 'gives_up' polled 'ready' for 10m, and the last of 4 checks found "
+        "nothing yet: 3 checked",
     ]
     assert times() == [timedelta(minutes=each) for each in (0, 4, 8, 10)]
     assert issubclass(PollTimeout, TimeoutError)
@@ -331,7 +331,7 @@ async def test_after_a_stop_past_its_time_it_looks_once_more() -> None:
         service.clock.set(START + timedelta(days=3))
         await service.restart()
         result = await service.ended(run_id)
-    assert (result.result, len(looks)) == ("there", 2)
+    assert (result.result, len(checks)) == ("there", 2)
 
 
 # ---------------------------------------------------------------- beside other waits
@@ -357,7 +357,7 @@ async def test_the_first_of_a_poll_and_others() -> None:
         found = await service.ended(found.id)
         (called_off,) = await service.emit(typed_event(whichever, "b"))
         await service.advance("15m")
-        before = len(looks)
+        before = len(checks)
         await service.emit(typed_event(cancelled, "b"))
         called_off = await service.look(called_off.id)
         (over,) = await service.emit(typed_event(whichever, "c"))
@@ -367,7 +367,7 @@ async def test_the_first_of_a_poll_and_others() -> None:
     assert called_off.result == ["cancelled", "b"]
     assert over.result == ["over", 2]
     assert over.steps["poll#1"].state == "dropped"
-    assert len(looks) == before + 4, "a poll that came second looks no more"
+    assert len(checks) == before + 4, "a poll that came second checks no more"
 
 
 @flow(on=event("both.begun"), awaits=cancelled)
@@ -389,9 +389,9 @@ async def test_several_polls_of_a_run_look_each_at_its_time() -> None:
         outside.update(b="B")
         await service.advance("1h")
         assert (await service.look(begun_.id)).state == "waiting"
-        count = len(looks)
+        count = len(checks)
         await service.advance("1h")
-        assert len(looks) == count, "both are over"
+        assert len(checks) == count, "both are over"
         await service.emit(typed_event(cancelled, 7))
         result = await service.look(begun_.id)
     assert result.result == ["A", "B", 7]
@@ -435,7 +435,7 @@ async def test_a_cancelled_run_looks_no_more() -> None:
         await service.process.operator.do(Cancel(run_id))
         await service.advance("1d")
         result = await service.look(run_id)
-    assert (result.state, len(looks)) == ("cancelled", 1)
+    assert (result.state, len(checks)) == ("cancelled", 1)
 
 
 async def test_a_paused_flow_looks_when_it_is_resumed() -> None:
@@ -443,7 +443,7 @@ async def test_a_paused_flow_looks_when_it_is_resumed() -> None:
         run_id = await begun(service, polls, "x")
         await service.process.operator.do(Pause("polls"))
         await service.advance("2h")
-        assert len(looks) == 1
+        assert len(checks) == 1
         outside["x"] = "there"
         await service.process.operator.do(Resume("polls"))
         result = await service.ended(run_id)
@@ -456,11 +456,11 @@ async def test_a_retry_from_the_poll_looks_anew_and_one_after_it_does_not() -> N
         run_id = (await service.run(polls, "x")).id
         await service.process.operator.do(RetryRun(run_id))
         assert (await service.ended(run_id)).result == "there"
-        assert len(looks) == 1
+        assert len(checks) == 1
         outside["x"] = "elsewhere"
         await service.process.operator.do(RetryRun(run_id, from_step="poll#1"))
         assert (await service.ended(run_id)).result == "elsewhere"
-    assert len(looks) == 2
+    assert len(checks) == 2
 
 
 # ---------------------------------------------------------------- limits and dependencies
@@ -490,7 +490,7 @@ async def test_looks_take_a_place_at_the_limit_of_their_task() -> None:
         await service.advance("5m")
         ended = [await service.look(each.id) for each in runs]
     assert [each.state for each in ended] == ["failed"] * 4
-    assert (len(looks), most) == (16, 1)
+    assert (len(checks), most) == (16, 1)
 
 
 @flow(concurrency=limit("crm", 1))
@@ -519,10 +519,10 @@ async def test_looks_that_fail_open_the_breaker_of_what_the_flow_needs() -> None
         outside["x"] = OSError("down")
         run_id = await begun(service, polls_bank, "x")
         await service.advance("50m")
-        assert len(looks) == 2, "it is open: nobody looks"
+        assert len(checks) == 2, "it is open: nobody checks"
         await service.advance("2h")
         probed = await service.look(run_id)
-        assert (len(looks), probed.attempts) == (4, 0), "one goes alone, and spends nothing"
+        assert (len(checks), probed.attempts) == (4, 0), "one goes alone, and spends nothing"
         assert probed.error is not None and probed.error.type == "OSError"
         outside["x"] = "there"
         result = await service.ended(run_id)
@@ -562,7 +562,7 @@ def test_a_look_is_a_task_of_any_kind_and_its_value_is_kept_like_a_result() -> N
 
 @task
 def photographs(name: str) -> str | Pending:
-    current().attach(f"look-{len(looks)}.txt", f"{len(looks)}".encode())
+    current().attach(f"check-{len(checks)}.txt", f"{len(checks)}".encode())
     return seen(name)  # type: ignore[no-any-return]  # what the test has put there
 
 
@@ -575,7 +575,7 @@ async def test_what_a_look_attaches_is_kept_with_the_end_of_the_poll() -> None:
     async with serve(polls_photographs) as service:
         kept = []
         for found in ("there", OSError("broken")):
-            looks.clear()
+            checks.clear()
             outside.pop("x", None)
             run_id = await begun(service, polls_photographs, "x")
             await service.advance("1m")
@@ -585,7 +585,7 @@ async def test_what_a_look_attaches_is_kept_with_the_end_of_the_poll() -> None:
             assert known is not None
             files = await service.journal.artefacts(known.seq, 10)
             kept.append((known.state, [each.name for each in files]))
-    assert kept == [("succeeded", ["look-2.txt"]), ("failed", ["look-2.txt"])]
+    assert kept == [("succeeded", ["check-2.txt"]), ("failed", ["check-2.txt"])]
 
 
 @task(timeout="20ms")
@@ -658,18 +658,18 @@ async def asks(what: str) -> Any:
 
 
 @pytest.mark.parametrize(("what", "kind", "words"), [
-    ("function", "TypeError", "poll(not_a_task, …), called at FILE: a look is a task: write @task "
-     "above its function, and give the task itself"),
-    ("flow", "TypeError", "poll(other, …), called at FILE: flow 'other' is a flow, and a look is a "
-     "task: write @task"),
+    ("function", "TypeError", "poll(not_a_task, …), called at FILE: a poll calls a task: write "
+     "@task above its function, and give the task itself"),
+    ("flow", "TypeError", "poll(other, …), called at FILE: flow 'other' is a flow, and a poll "
+     "calls a task: write @task"),
     ("undo", "SetupError", "poll(with_undo, …), called at FILE: task 'with_undo' has undo=, and a "
-     "look is made many times: leave it out"),
+     "poll calls it many times: leave it out"),
     ("inner", "not_kept", "poll(inner, …): a restart could not find asks.<locals>.inner again; "
      "define it with `def` at the top of a file, and pass what it needs as arguments"),
     ("lock", "not_kept", "poll(ready, …): an argument cannot be kept (TypeError: cannot pickle "
      "'_thread.lock' object); pass plain data or an id instead"),
     ("large", "not_kept", "poll(ready, …): the arguments come to 20,024 bytes and are kept with "
-     "each look, at most 16,384; pass an id instead"),
+     "each check, at most 16,384; pass an id instead"),
     ("every", "SetupError", "poll(ready, every='0s'): write how long, such as '5s'"),
 ])  # fmt: skip
 def test_what_cannot_be_polled_is_refused_by_name(what: str, kind: str, words: str) -> None:
@@ -725,7 +725,7 @@ async def over_an_edit(new: Any, change: Callable[[], object]) -> Any:
         return await service.look(run_id)
 
 
-async def test_a_poll_that_calls_another_check_is_refused_once_it_has_looked() -> None:
+async def test_a_poll_that_calls_another_check_is_refused_once_it_has_checked() -> None:
     outside["y"] = "there"
     result = await over_an_edit(calls_another_check, lambda: None)
     assert result.error is not None and result.error.type == "code_changed"
@@ -733,7 +733,7 @@ async def test_a_poll_that_calls_another_check_is_refused_once_it_has_looked() -
         "the code changed under this run: step 'poll#1' is recorded for poll('ready', 'x') and is "
         "now called with other arguments, poll('shaky', 'x')"
     )
-    assert len(looks) == 4, "looks go on by what is recorded"
+    assert len(checks) == 4, "checks go on by what is recorded"
 
 
 async def test_a_check_that_moved_looks_from_where_it_is_now(
@@ -754,7 +754,7 @@ async def test_a_check_that_is_gone_fails_the_run_by_name(
         known = ready
 
         async def loses_it(name: str) -> str:
-            globals()["ready"] = known  # there while the flow runs, and gone when it looks
+            globals()["ready"] = known  # there while the flow runs, and gone when it checks
             try:
                 return await poll(known, name, every="10m", timeout="1d")
             finally:
@@ -767,5 +767,5 @@ async def test_a_check_that_is_gone_fails_the_run_by_name(
         result = await service.look(run_id)
     assert result.error is not None and result.error.type == "code_changed"
     assert result.error.message == (
-        "step 'poll#1' of flow 'polls' cannot look any more: ready is no longer in the code"
+        "step 'poll#1' of flow 'polls' cannot check any more: ready is no longer in the code"
     )
