@@ -27,7 +27,7 @@ async def work() -> None:
     await proceed.wait()
 
 
-@flow(retry=retry(1, delay="1h"))
+@flow(retry=retry(1, delay="1h", jitter=False))
 async def retries() -> None:
     raise ConnectionError("no answer")
 

@@ -79,7 +79,7 @@ def make_flow(
     @flow(
         on=webhook("/orders"), name=name, was=was, on_dead=on_dead,
         ordered_by=lambda event: event.data["key"],
-        retry=retry(1, delay="1h", on=OSError),
+        retry=retry(1, delay="1h", jitter=False, on=OSError),
     )  # fmt: skip
     async def work(event: Event) -> None:
         seen.append((name, event.data["n"]))

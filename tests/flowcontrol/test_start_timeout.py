@@ -69,7 +69,7 @@ async def test_a_pause_and_a_downtime_count(tmp_path: Path) -> None:
 async def test_only_the_first_start_has_a_timeout(tmp_path: Path) -> None:
     ahead = timedelta(0)
 
-    @flow(start_timeout="10m", retry=retry(1, delay="1h"))
+    @flow(start_timeout="10m", retry=retry(1, delay="1h", jitter=False))
     async def quote(event: Event) -> None:
         if current().attempt == 1:
             raise ConnectionError

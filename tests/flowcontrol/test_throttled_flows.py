@@ -176,7 +176,7 @@ async def test_a_clock_that_was_once_ahead_stops_nothing(tmp_path: Path) -> None
 async def test_retries_of_a_task_and_runs_that_wake_up_do_not_count(tmp_path: Path) -> None:
     tries = 0
 
-    @task(retry=retry(2, delay="1m"))
+    @task(retry=retry(2, delay="1m", jitter=False))
     async def fetch() -> None:
         nonlocal tries
         tries += 1

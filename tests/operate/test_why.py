@@ -101,7 +101,7 @@ async def calls() -> None:
     await naps()
 
 
-@flow(retry=retry(2, delay="1h"))
+@flow(retry=retry(2, delay="1h", jitter=False))
 async def retries() -> None:
     raise ConnectionError("no answer")
 

@@ -263,7 +263,7 @@ async def test_a_long_backoff_of_a_look_gives_the_slot_back_and_spends_no_attemp
     assert (result.result, result.took) == ("there", timedelta(hours=1))
 
 
-@flow(retry=retry(1, delay="1h"))
+@flow(retry=retry(1, delay="1h", jitter=False))
 async def polls_again(name: str) -> str:
     return await poll(ready, name)
 
