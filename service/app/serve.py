@@ -24,7 +24,7 @@ from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, address_of, check_exposure
 from turnout.service.http.server.server import Server, listen
-from turnout.service.journal.contract import Lifecycle, Upkeep
+from turnout.service.journal.contract import Lifecycle, Retention
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.project.loader import load
@@ -82,7 +82,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     return EXIT_OK
 
 
-async def _start_clock(journal: Upkeep) -> EngineClock:
+async def _start_clock(journal: Retention) -> EngineClock:
     """Return the engine's time; report a wall clock that shows less than the journal holds."""
     recorded = await journal.last_recorded_at()
     clock = EngineClock(wall_clock(), recorded=recorded)

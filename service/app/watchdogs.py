@@ -13,7 +13,7 @@ from contextlib import suppress
 from turnout.service.domain.clock import STEP, EngineClock
 from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.units import format_duration
-from turnout.service.journal.contract import Lifecycle, Upkeep
+from turnout.service.journal.contract import Lifecycle, Retention
 from turnout.service.pools import Pools
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
@@ -36,7 +36,7 @@ async def watch_files(journal: Lifecycle) -> None:
             await asyncio.sleep(CHECK_SECONDS)
 
 
-async def watch_disk(journal: Upkeep) -> None:
+async def watch_disk(journal: Retention) -> None:
     """Log when the disk is full, and detect within two seconds that it has space again.
 
     Also while nothing is written: a service removed from rotation by `/readyz` 503 gets no

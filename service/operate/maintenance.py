@@ -15,7 +15,7 @@ from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
 from turnout.service.domain.units import LONGEST, format_duration
 from turnout.service.intake.after_run_actions import AfterRunActions
-from turnout.service.journal.contract import Upkeep
+from turnout.service.journal.contract import Retention
 from turnout.service.settings import Settings
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
@@ -32,7 +32,7 @@ class Maintenance:
 
     def __init__(
         self,
-        journal: Upkeep,
+        journal: Retention,
         after_run_actions: AfterRunActions,
         settings: Settings,
         metrics: Metrics,

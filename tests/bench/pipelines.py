@@ -105,7 +105,7 @@ async def turnout(
     minted: bool = True,
     pruning: bool = False,
 ) -> Callable[[], Awaitable[None]]:
-    """Run `made` for an event at each call; `pruning` does the upkeep all the while."""
+    """Run `made` for an event at each call; `pruning` does the maintenance all the while."""
     chosen: dict[str, Any] = {"concurrency": 128}
     settings = Settings(data=folder, **chosen)
     metrics = Metrics()
@@ -121,7 +121,7 @@ async def turnout(
     stack.callback(_none_died, journal)
     emit = process.emitter(ManualTrigger("bench", "bench"), lambda _event: (made,))
     if pruning:
-        upkeep = Maintenance(
+        maintenance = Maintenance(
             journal,
             process.after_run_actions,
             settings,
@@ -129,7 +129,7 @@ async def turnout(
             now=utc_now,
             clock=WallClock(utc_now),
         )
-        stack.callback(tasks.create_task(_prune(upkeep)).cancel)
+        stack.callback(tasks.create_task(_prune(maintenance)).cancel)
 
     async def once() -> None:
         (receipt,) = await emit([new_event(minted=minted)])
@@ -138,9 +138,9 @@ async def turnout(
     return once
 
 
-async def _prune(upkeep: Maintenance) -> None:
+async def _prune(maintenance: Maintenance) -> None:
     while True:
-        await upkeep.run_once()
+        await maintenance.run_once()
 
 
 async def raw(steps: int, folder: Path, stack: AsyncExitStack) -> Callable[[], Awaitable[None]]:

@@ -6,8 +6,8 @@ commit and are applied in the order they were called; a bad write fails only its
 `tests/support/journal_contract.py` tests these promises, not SQLite.
 
 Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
-`Reads`, `Upkeep`, `Lifecycle`. Not here: what is written (the router and the executor decide) and
-when a run starts (the dispatcher).
+`Reads`, `Retention`, `Lifecycle`. Not here: what is written (the router and the executor decide), and when
+a run starts (the dispatcher).
 """
 
 from typing import Protocol
@@ -15,8 +15,8 @@ from typing import Protocol
 from .intake import Intake, Positions
 from .operations import Operations
 from .reads import Reads, RunReads
+from .retention import Clearing, Retention
 from .steps import Attachment, StagedFile, Steps
-from .upkeep import Clearing, Upkeep
 from .windows import WindowReads, Windows
 from .work import Work
 from .writing import Lifecycle, Writable
@@ -30,10 +30,10 @@ __all__ = [
     "Operations",
     "Positions",
     "Reads",
+    "Retention",
     "RunReads",
     "StagedFile",
     "Steps",
-    "Upkeep",
     "WindowReads",
     "Windows",
     "Work",
@@ -41,5 +41,5 @@ __all__ = [
 ]
 
 
-class Journal(Intake, Work, Windows, Steps, Operations, Upkeep, Protocol):
+class Journal(Intake, Work, Windows, Steps, Operations, Retention, Protocol):
     """The one writer of a data folder."""

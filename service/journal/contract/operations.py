@@ -19,7 +19,7 @@ from turnout.service.journal.records import (
 )
 
 from .reads import Reads
-from .upkeep import Clearing
+from .retention import Clearing
 
 
 class Operations(Reads, Clearing, Protocol):

@@ -58,13 +58,13 @@ from .giving_back import GivingBack
 from .lock import FolderLock
 from .operating import Operating
 from .outcomes import OutcomeJob
+from .pruning import Pruning, RunTotals
 from .queue_writes import QueueWriting
 from .resume_cache import ResumeCache
 from .staging import StagedBlob, StagedBytes
 from .statements import load
 from .steps import StepJob
 from .suspension import Suspension
-from .upkeep import Counted, Keeping
 from .values import micros
 from .window_writes import WindowWriting
 from .writer import CallJob, Writer
@@ -81,7 +81,7 @@ _Parts: TypeAlias = tuple[
     BlobStore,
     DiskSpace,
     Intake,
-    Counted,
+    RunTotals,
 ]
 _Opened: TypeAlias = tuple[_Parts, ExitStack]
 """The parts of an open journal, and what closes them."""
@@ -118,7 +118,7 @@ async def open_journal(
             blobs.open()
             disk_space = DiskSpace(connection, own, min_free_bytes)
             intake = Intake(connection, disk_space, max_unfinished_runs=max_unfinished_runs)
-            counted = Counted(connection)  # a read, so that the log exists and can be watched
+            counted = RunTotals(connection)  # a read, so that the log exists and can be watched
             parts = (known, lock, WatchedFiles(own), connection, blobs, disk_space, intake, counted)
             return parts, opening.pop_all()
 
@@ -127,7 +127,7 @@ async def open_journal(
     return SqliteJournal(*parts, metrics)
 
 
-class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting, Suspension):
+class SqliteJournal(Operating, Pruning, WindowWriting, GivingBack, QueueWriting, Suspension):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.
@@ -142,7 +142,7 @@ class SqliteJournal(Operating, Keeping, WindowWriting, GivingBack, QueueWriting,
         blobs: BlobStore,
         disk_space: DiskSpace,
         intake: Intake,
-        counted: Counted,
+        counted: RunTotals,
         metrics: Metrics,
     ) -> None:
         super().__init__(files.folder)

@@ -1,4 +1,4 @@
-"""Retention and counters: the part of the journal that keeps it in bounds (`Upkeep`).
+"""Pruning and counts: the part of the journal that keeps it in bounds (`Retention`).
 
 Counts of runs are kept in memory: they are exact, and no query is needed. Not here: what is
 deleted (`retention`), and how much space there is (`disk_space`).
@@ -26,7 +26,7 @@ _PROBE = load("operations")["probe"]
 _READS = load("reads")
 
 
-class Counted:
+class RunTotals:
     """Unfinished runs by state, and dead letters by flow: all, and those that are not undone."""
 
     __slots__ = ("dead", "not_undone", "unfinished")
@@ -59,10 +59,10 @@ def _add(counted: dict[str, int], changes: Mapping[str, int]) -> None:
             counted.pop(flow, None)
 
 
-class Keeping(Calls):
+class Pruning(Calls):
     """Deletes what is old, and tells how much there is."""
 
-    _counted: Counted
+    _counted: RunTotals
     _disk_space: DiskSpace
     _blobs: BlobStore
 

@@ -1,4 +1,4 @@
-"""What retention and the counts need of a journal."""
+"""What maintenance needs of a journal: retention, counts, and the space on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Clearing(Protocol):
         """Clear cached results, of one task or those expired by `over_by`; returns how many."""
 
 
-class Upkeep(Writable, Clearing, Protocol):
+class Retention(Writable, Clearing, Protocol):
     """Retention, counts, and the space on disk."""
 
     async def prune(
