@@ -17,8 +17,8 @@ from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.steps.author_code import where
 from turnout.service.steps.context import current
 from turnout.service.steps.durable_wait import refuse_thread, to_its_end
-from turnout.service.steps.kept_call import KeptCall, name_of
 from turnout.service.steps.polling import Poll, as_poll
+from turnout.service.steps.recorded_call import RecordedCall, name_of
 from turnout.service.steps.scope import here
 from turnout.service.steps.step import StepCall
 from turnout.service.steps.unawaited import to_await
@@ -97,16 +97,17 @@ def poll(
                 f"poll({task.name}, …), called at {where()}, is for the flow itself: call it "
                 "outside its tasks"
             )
-        return _look_plainly(task, args, interval, length)
+        return _poll_plainly(task, args, interval, length)
     refuse_thread("poll")
-    kept = KeptCall.of(task, args, {}, f"poll({task.name}, …)")
-    if len(kept.arguments) > MOST_ARGUMENT_BYTES:
+    recorded = RecordedCall.of(task, args, {}, f"poll({task.name}, …)")
+    size = len(recorded.arguments)
+    if size > MOST_ARGUMENT_BYTES:
         raise NotKept(
-            f"poll({task.name}, …): the arguments come to {len(kept.arguments):,} bytes and are "
+            f"poll({task.name}, …): the arguments come to {size:,} bytes and are "
             f"kept with each check, at most {MOST_ARGUMENT_BYTES:,}; pass an id instead"
         )
     call = StepCall(as_poll(task), scope, scope.next_key("poll"), (task.name, *args), {})
-    return to_await(to_its_end(Poll(call, kept, task.name, interval, length)), "poll")
+    return to_await(to_its_end(Poll(call, recorded, task.name, interval, length)), "poll")
 
 
 def _checked(check: object) -> Task[Any]:
@@ -119,7 +120,7 @@ def _checked(check: object) -> Task[Any]:
     raise kind(f"poll({name_of(check)}, …), called at {where()}: {problem}")
 
 
-async def _look_plainly(
+async def _poll_plainly(
     task: Task[Any], args: tuple[Any, ...], every: timedelta, length: timedelta | None
 ) -> Any:
     """Check in a loop, outside any run."""

@@ -61,7 +61,7 @@ async def _backtest(
     settings: Settings, name: str, file: Path | None, length: timedelta
 ) -> dict[str, Any]:
     from turnout.service.domain.clock import wall_clock
-    from turnout.service.operate.backtest import Kept
+    from turnout.service.operate.backtest import KeepTimes
     from turnout.service.operate.backtest import backtest as asked
     from turnout.service.project.loader import loading
 
@@ -69,13 +69,15 @@ async def _backtest(
 
     path = file or await _served_file(settings, name) or Path()
     now = wall_clock()()
-    kept = Kept(settings.keep_unmatched, settings.keep_finished)
+    keep_times = KeepTimes(settings.keep_unmatched, settings.keep_finished)
     with loading([path]) as project:
         if not any(name in (flow.name, flow.was) for flow in project.flows.values()):
             known = ", ".join(sorted(project.flows))
             raise SetupError(f"no flow {name!r} in {path}; there are: {known}")
         async with open_journal_reader(settings) as reader:
-            report = await asked(reader, project, name, since=now - length, until=now, kept=kept)
+            report = await asked(
+                reader, project, name, since=now - length, until=now, keep_times=keep_times
+            )
     return report.as_dict()
 
 

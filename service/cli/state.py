@@ -117,12 +117,12 @@ def show_state(settings: Settings, flow: str, key: str | None, as_json: bool) ->
     if as_json:
         _print_json(found)
         return
-    (kept,) = found
+    (state,) = found
     print_facts(
-        ("flow", kept.flow), ("key", kept.key), ("version", kept.version),
-        ("changed", stamp(kept.changed_at)), ("run", kept.run_id),
+        ("flow", state.flow), ("key", state.key), ("version", state.version),
+        ("changed", stamp(state.changed_at)), ("run", state.run_id),
     )  # fmt: skip
-    say(_readable(kept.value))
+    say(_readable(state.value))
 
 
 @state.command("clear")

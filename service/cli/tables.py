@@ -152,13 +152,13 @@ def cut_to(text: str, width: int) -> str:
     """Return a text cut at `…` to so many cells of a terminal."""
     if cells(text) <= width:
         return text
-    kept, used = [], 0
+    shown, used = [], 0
     for character in text:
         used += _cells_of(character)
         if used > width - 1:
             break
-        kept.append(character)
-    return "".join(kept).rstrip() + "…"
+        shown.append(character)
+    return "".join(shown).rstrip() + "…"
 
 
 def cells(text: str) -> int:

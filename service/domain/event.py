@@ -131,11 +131,11 @@ class Event:
 
         Raises `InvalidData` when the bytes are not what `encoding` says.
         """
-        kept = self.__dict__  # not a cached_property: before Python 3.12 it takes a lock
-        if "_data" not in kept:
+        cached = self.__dict__  # not a cached_property: before Python 3.12 it takes a lock
+        if "_data" not in cached:
             is_nothing = not self.body and (self.encoding == "json" or not self.has_body)
-            kept["_data"] = None if is_nothing else decode(self.body, self.encoding)
-        return kept["_data"]
+            cached["_data"] = None if is_nothing else decode(self.body, self.encoding)
+        return cached["_data"]
 
     def own(self) -> Event:
         """Return a copy for one reader, whose changes nobody else sees.

@@ -175,8 +175,8 @@ class TriggerEmitter:
                     unkept[index] = reason
         if not unkept:
             return await self._submitted(routed, positions)
-        kept = [one for index, one in enumerate(routed) if index not in unkept]
-        receipts = iter(await self._submitted(kept, positions))
+        routable = [one for index, one in enumerate(routed) if index not in unkept]
+        receipts = iter(await self._submitted(routable, positions))
         for reason, count in Counter(unkept.values()).items():
             self.reject(reason, count)
         for index in unkept:

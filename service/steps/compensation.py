@@ -152,10 +152,10 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
         await store(context, record)
         return undos, outcome, 0
     deaths = known.tries - 1
-    kept = known.result if known.blob is None else await services.journal.read_blob(known.blob)
-    if kept is None:  # the process kept dying: no attempt recorded the undos
+    stored = known.result if known.blob is None else await services.journal.read_blob(known.blob)
+    if stored is None:  # the process kept dying: no attempt recorded the undos
         return _registered(context), outcome, deaths
-    told = orjson.loads(kept)
+    told = orjson.loads(stored)
     undos = [Undo.from_dict(undo) for undo in told["undos"]]
     return undos, replace(outcome, again=told["again"]), deaths
 

@@ -104,15 +104,15 @@ def _plain(run: EndedRun, *, left_out: bool) -> dict[str, Any]:
     }
 
 
-def _earlier(kept: dict[str, Any]) -> EarlierRun:
-    error = kept["error"]
+def _earlier(row: dict[str, Any]) -> EarlierRun:
+    error = row["error"]
     return EarlierRun(
-        kept["id"],
-        RunState(kept["state"]),
-        None if kept["result"] is None else read_json(kept["result"].encode()),
-        kept["left_out"],
+        row["id"],
+        RunState(row["state"]),
+        None if row["result"] is None else read_json(row["result"].encode()),
+        row["left_out"],
         None if error is None else RunError(*error),
-        kept["reason"],
-        datetime.fromisoformat(kept["queued_at"]),
-        datetime.fromisoformat(kept["finished_at"]),
+        row["reason"],
+        datetime.fromisoformat(row["queued_at"]),
+        datetime.fromisoformat(row["finished_at"]),
     )

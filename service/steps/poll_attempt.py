@@ -145,10 +145,10 @@ class _Check:
 
     def _call(self, key: str) -> StepCall:
         """Return the recorded call as the step `key`; raises `CodeChanged` if it is gone."""
-        kept = self._recorded.call
-        task, args, kwargs = kept.load()
+        recorded = self._recorded.call
+        task, args, kwargs = recorded.load()
         if not isinstance(task, Task):
-            raise CodeChanged(f"{kept.name} is no task any more")
+            raise CodeChanged(f"{recorded.name} is no task any more")
         call = StepCall(task, self._scope, key, args, kwargs)
         call.key = self._known.key  # its errors are those of the poll
         call.tries = self._recorded.tries - 1

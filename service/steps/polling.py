@@ -28,7 +28,7 @@ from turnout.service.journal.records import POLL, StepRecord
 
 from .context import RunContext
 from .durable_wait import Came, Joining, Wait, until
-from .kept_call import KeptCall
+from .recorded_call import RecordedCall
 from .recording import store
 from .scope import current_scope, inside
 from .services import LeavesOut
@@ -46,7 +46,7 @@ class PollRecord:
     """
 
     check: str
-    call: KeptCall
+    call: RecordedCall
     every: timedelta
     since: datetime
     until: datetime | None
@@ -59,7 +59,7 @@ class PollRecord:
 
     def pack(self) -> bytes:
         """Return the bytes the journal stores."""
-        kept: dict[str, Any] = {
+        stored: dict[str, Any] = {
             POLL: self.check,
             "every": self.every.total_seconds(),
             "since": self.since.isoformat(),
@@ -70,28 +70,28 @@ class PollRecord:
             "call": self.call.as_dict(),
         }
         if self.until is not None:
-            kept["until"] = self.until.isoformat()
+            stored["until"] = self.until.isoformat()
         if self.last is not None:
-            kept["last"] = self.last.isoformat()
-        return orjson.dumps(kept | ({"lost": self.lost} if self.lost else {}))
+            stored["last"] = self.last.isoformat()
+        return orjson.dumps(stored | ({"lost": self.lost} if self.lost else {}))
 
     @classmethod
     def of(cls, known: StepRecord) -> PollRecord:
         """Return what is recorded of an open poll."""
-        kept = orjson.loads(known.result or b"{}")
-        last = kept.get("last")
+        stored = orjson.loads(known.result or b"{}")
+        last = stored.get("last")
         return cls(
-            check=kept[POLL],
-            call=KeptCall.from_dict(kept["call"]),
-            every=timedelta(seconds=kept["every"]),
-            since=datetime.fromisoformat(kept["since"]),
+            check=stored[POLL],
+            call=RecordedCall.from_dict(stored["call"]),
+            every=timedelta(seconds=stored["every"]),
+            since=datetime.fromisoformat(stored["since"]),
             until=until(known),
-            next=datetime.fromisoformat(kept["next"]),
+            next=datetime.fromisoformat(stored["next"]),
             last=None if last is None else datetime.fromisoformat(last),
-            count=kept["looks"],
-            said=kept["said"],
-            tries=kept["tries"],
-            lost=kept.get("lost", ""),
+            count=stored["looks"],
+            said=stored["said"],
+            tries=stored["tries"],
+            lost=stored.get("lost", ""),
         )
 
     def after(self, pending: Pending, now: datetime) -> PollRecord:
@@ -114,10 +114,15 @@ class Poll(Wait[T]):
     """A wait for a value that checks find."""
 
     def __init__(
-        self, call: StepCall, kept: KeptCall, check: str, every: timedelta, length: timedelta | None
+        self,
+        call: StepCall,
+        recorded: RecordedCall,
+        check: str,
+        every: timedelta,
+        length: timedelta | None,
     ) -> None:
         super().__init__(call)
-        self._kept = kept
+        self._recorded = recorded
         self._check = check
         self._every = every
         self._length = length
@@ -128,7 +133,7 @@ class Poll(Wait[T]):
     def is_open(self, known: StepRecord | None) -> bool:
         """Whether its checks make this very call; raises `CodeChanged` if that is impossible."""
         recorded = None if known is None else PollRecord.of(known)
-        if recorded is None or recorded.call != self._kept:
+        if recorded is None or recorded.call != self._recorded:
             return False
         if recorded.lost:
             raise CodeChanged(f"{self.call} cannot check any more: {recorded.lost}")
@@ -139,7 +144,7 @@ class Poll(Wait[T]):
         now = self.call.services.now()
         recorded = PollRecord(
             check=self._check,
-            call=self._kept,
+            call=self._recorded,
             every=self._every,
             since=now,
             until=None if self._length is None else now + self._length,
@@ -160,7 +165,9 @@ class Poll(Wait[T]):
         if known is None:
             record = self.begun()
         else:
-            recorded = replace(PollRecord.of(known), call=self._kept, check=self._check, lost="")
+            recorded = replace(
+                PollRecord.of(known), call=self._recorded, check=self._check, lost=""
+            )
             record = replace(known, result=recorded.pack())
         context = self.call.context
         context.polls = {**context.polls, record.key: record}
@@ -185,7 +192,7 @@ class Poll(Wait[T]):
 
     async def instead(self, dry_run: LeavesOut) -> Any:
         """Check once in a dry run, if all that the task is given is known."""
-        call, (check, args, kwargs) = self.call, self._kept.load()
+        call, (check, args, kwargs) = self.call, self._recorded.load()
         once = StepCall(check, call.scope, f"{call.key}[1]", args, kwargs)
         if not any(type(each) is Unknown for each in args):
             value = await called(once, once.key)

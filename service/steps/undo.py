@@ -24,7 +24,7 @@ import orjson
 from turnout.service.domain.errors import FOREIGN, CodeChanged, SetupError
 from turnout.service.domain.unpickle import unpickle
 
-from .kept_call import find, name_of, named, pickled_arguments
+from .recorded_call import find, name_of, named, pickled_arguments
 
 _OF_STEP = ("result", "key")
 _FILLABLE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -69,22 +69,24 @@ class Undo:
         return orjson.dumps(self.as_dict())
 
     @classmethod
-    def unpack(cls, kept: bytes) -> Undo:
+    def unpack(cls, stored: bytes) -> Undo:
         """Read what `pack` wrote, without running the author's code."""
-        return cls.from_dict(orjson.loads(kept))
+        return cls.from_dict(orjson.loads(stored))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the undo as plain data."""
         arguments = base64.b64encode(self.arguments).decode()
-        kept = {"module": self.module, "name": self.name, "arguments": arguments}
-        return kept | ({"step": self.step, "task": self.task} if self.step else {})
+        stored = {"module": self.module, "name": self.name, "arguments": arguments}
+        return stored | ({"step": self.step, "task": self.task} if self.step else {})
 
     @classmethod
-    def from_dict(cls, kept: Mapping[str, Any]) -> Undo:
+    def from_dict(cls, stored: Mapping[str, Any]) -> Undo:
         """Read what `as_dict` returned."""
-        module, task = kept.get("task", ("", ""))
-        arguments = base64.b64decode(kept["arguments"])
-        return cls(kept["module"], kept["name"], arguments, kept.get("step", ""), (module, task))
+        module, task = stored.get("task", ("", ""))
+        arguments = base64.b64decode(stored["arguments"])
+        return cls(
+            stored["module"], stored["name"], arguments, stored.get("step", ""), (module, task)
+        )
 
     def call(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Return (function, args, kwargs); raises `CodeChanged` when the code no longer has it.

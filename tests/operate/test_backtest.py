@@ -28,7 +28,7 @@ from turnout import (
 )
 from turnout.service.domain.errors import TurnoutError
 from turnout.service.journal.records import Filter
-from turnout.service.operate.backtest import Kept, Report, backtest
+from turnout.service.operate.backtest import KeepTimes, Report, backtest
 from turnout.service.operate.verbs import Cancel, Replay
 from turnout.service.project import AnyFlow, Project
 from turnout.testing import Service, kafka_event, serve, typed_event, webhook_event
@@ -113,7 +113,7 @@ async def patterns(data: dict[str, Any]) -> None:
 FLOWS: tuple[AnyFlow, ...] = (
     filters, skips, latest, replaces, once, for_a_while, limited, delayed, ticks, calls, patterns,
 )  # fmt: skip
-KEPT = Kept(unmatched=timedelta(days=30), finished=timedelta(days=30))
+KEEP_TIMES = KeepTimes(unmatched=timedelta(days=30), finished=timedelta(days=30))
 
 
 async def report(
@@ -122,7 +122,9 @@ async def report(
     until = service.clock.now() + timedelta(microseconds=1)
     since = until - (back or timedelta(days=30))
     loaded = project or service.process.project
-    return await backtest(service.journal, loaded, name, since=since, until=until, kept=KEPT)
+    return await backtest(
+        service.journal, loaded, name, since=since, until=until, keep_times=KEEP_TIMES
+    )
 
 
 def payload(dice: random.Random) -> dict[str, Any]:
@@ -296,7 +298,7 @@ async def test_it_says_what_it_could_not_see() -> None:
         found = await backtest(
             service.journal, service.process.project, "skips",
             since=until - timedelta(days=8), until=until + timedelta(microseconds=1),
-            kept=Kept(unmatched=timedelta(days=1), finished=timedelta(days=7)),
+            keep_times=KeepTimes(unmatched=timedelta(days=1), finished=timedelta(days=7)),
         )  # fmt: skip
     kept = [
         "events that started nothing are kept for 1d",

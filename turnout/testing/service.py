@@ -320,8 +320,8 @@ class Service:
         `key` is the text of its `ordered_by=` key.
         """
         name = flow if isinstance(flow, str) else flow.name
-        kept = self.journal.flow_state(name, key)
-        return None if kept is None else read_json(kept.value)
+        state = self.journal.flow_state(name, key)
+        return None if state is None else read_json(state.value)
 
     async def assert_decided(
         self, event: Event | str, reason: str, *, flow: AnyFlow | str | None = None, **facts: Any

@@ -6,8 +6,8 @@ commit and are applied in the order they were called; a bad write fails only its
 `tests/support/journal_contract.py` tests these promises, not SQLite.
 
 Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
-`Reads`, `Retention`, `Lifecycle`. Not here: what is written (the router and the executor decide), and when
-a run starts (the dispatcher).
+`Reads`, `Retention`, `Lifecycle`. Not here: what is written, which the router and the executor
+decide, and when a run starts (the dispatcher).
 """
 
 from typing import Protocol

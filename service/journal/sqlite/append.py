@@ -183,7 +183,7 @@ class Intake:
             if not appended.runs:
                 appended.runs = self._first_runs(appended.event_seq)
             made = repeated_decision(entry.event, conflict=appended.conflict)
-            add_decisions(self._connection, appended.event_seq, (made,), job.at, kept=REPEATS_KEPT)
+            add_decisions(self._connection, appended.event_seq, (made,), job.at, most=REPEATS_KEPT)
 
     def _take_all(self, rows: Rows, job: AppendJob, counters: RunCounters) -> list[Appended]:
         """Add the rows of a job's entries, or answer for events that were delivered before."""

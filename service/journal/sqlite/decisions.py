@@ -34,11 +34,11 @@ def add_decisions(
     decisions: Sequence[Decision],
     at: int,
     *,
-    kept: int = OCCASIONS_KEPT,
+    most: int = OCCASIONS_KEPT,
 ) -> None:
     """Store decisions made at one time (microseconds) about a stored event, up to a bound."""
     if decisions:
-        connection.execute(_ADD_DECISIONS, (event_seq, pack_decisions(decisions, at), kept))
+        connection.execute(_ADD_DECISIONS, (event_seq, pack_decisions(decisions, at), most))
 
 
 def pack_decisions(decisions: Sequence[Decision], at: int) -> str:

@@ -9,6 +9,6 @@ pauses, and what came before the flow is asked at all: identity.
 from __future__ import annotations
 
 from .asking import backtest
-from .report import Kept, Report
+from .report import KeepTimes, Report
 
-__all__ = ["Kept", "Report", "backtest"]
+__all__ = ["KeepTimes", "Report", "backtest"]

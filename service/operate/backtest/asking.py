@@ -28,7 +28,7 @@ from turnout.service.journal.records import Arrival, Decision, NewMember, NewRun
 from turnout.service.project import AnyFlow, Project
 
 from .past import known_run, of_event
-from .report import FAILED, NOT_ASKED, OPEN, STARTED, Asked, Kept, Report, WindowReport
+from .report import FAILED, NOT_ASKED, OPEN, STARTED, Asked, KeepTimes, Report, WindowReport
 from .unseen import tell_what_is_not_seen
 from .virtual_runs import VirtualRuns
 from .virtual_windows import Joining, micros
@@ -42,7 +42,7 @@ async def backtest(
     *,
     since: datetime,
     until: datetime,
-    kept: Kept,
+    keep_times: KeepTimes,
 ) -> Report:
     """Return what the flow of this name would have started of the stored events of a period.
 
@@ -57,7 +57,7 @@ async def backtest(
         await made.run(reads)
     finally:
         made.close()
-    tell_what_is_not_seen(made.report, flow, kept)
+    tell_what_is_not_seen(made.report, flow, keep_times)
     if made.assumed:
         made.report.notes.append(
             f"how long {made.assumed} runs would take is not known: taken to be "

@@ -22,7 +22,7 @@ STARTED, FAILED, NOT_ASKED, OPEN = "started", "failed", "not_asked", "open"
 a window that is still open."""
 
 
-class Kept(NamedTuple):
+class KeepTimes(NamedTuple):
     """For how long events are kept that started nothing, and those whose runs have ended."""
 
     unmatched: timedelta

@@ -21,7 +21,7 @@ from .exact import pickled_call
 
 
 @dataclass(frozen=True, slots=True)
-class KeptCall:
+class RecordedCall:
     """A function and the pickled arguments it is to be called with."""
 
     module: str
@@ -31,7 +31,7 @@ class KeptCall:
     @classmethod
     def of(
         cls, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], what: str
-    ) -> KeptCall:
+    ) -> RecordedCall:
         """Return the call; raises `NotKept`, beginning with `what`, if a restart could not."""
         module, name = named(function, what)
         return cls(module, name, pickled_arguments((args, dict(kwargs)), what))
@@ -54,9 +54,9 @@ class KeptCall:
         return {"module": self.module, "name": self.name, "arguments": arguments}
 
     @classmethod
-    def from_dict(cls, kept: Mapping[str, str]) -> KeptCall:
+    def from_dict(cls, stored: Mapping[str, str]) -> RecordedCall:
         """Read what `as_dict` returned."""
-        return cls(kept["module"], kept["name"], base64.b64decode(kept["arguments"]))
+        return cls(stored["module"], stored["name"], base64.b64decode(stored["arguments"]))
 
 
 def name_of(function: Any) -> str:
@@ -78,17 +78,17 @@ def named(function: Any, what: str) -> tuple[str, str]:
 def pickled_arguments(arguments: tuple[tuple[Any, ...], dict[str, Any]], what: str) -> bytes:
     """Return the pickle of (args, kwargs); raises `NotKept` for what would not come back."""
     try:
-        kept = pickled_call(*arguments)
+        pickled = pickled_call(*arguments)
     except FOREIGN as error:  # pickling runs the author's __reduce__
         raise NotKept(
             f"{what}: an argument cannot be kept ({type(error).__name__}: {error}); "
             f"pass plain data or an id instead"
         ) from None
-    if secrets.find_live(kept) is not None:
+    if secrets.find_live(pickled) is not None:
         raise NotKept(
             f"{what}: an argument holds a secret's value; call reveal() where the value is used"
         )
-    return kept
+    return pickled
 
 
 def find(module: str, name: str) -> Any:
