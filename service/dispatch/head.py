@@ -1,17 +1,18 @@
 """The head of a queue: the runs of one class that wait for their turn in memory.
 
 Runs that start for the first time, or resume from a wait, go by their sequence. They take turns
-with runs that are due: retries and scheduled ones, the longest due first. A run that already holds
-its slot at a limit goes before all others, since nobody else can use that slot.
+with runs that are due: retries and scheduled ones, the longest due first. Runs that have kept their
+slot at a limit take their turns like all others; while the limit of the whole flow is full, only
+they are handed out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import Any
 
 from turnout.service.journal.records import Queued
 
@@ -23,18 +24,19 @@ from .memory import Memory
 class Head:
     """Queued runs (the window, in arrival order), resumed ones, and due ones.
 
-    Runs whose key became free (woken) go before the others of their kind, but never before older
-    ones of the window. `cursor` is the seq of
-    the last queued row read, `unread` whether the journal may hold rows after it. `taken` counts
-    the runs taken from the window. Up to `passed_to`, runs of blocked keys may be in the journal
+    Runs whose key became free (woken) ask before the others of their kind, but never before older
+    ones in memory. `cursor` is the seq of the last queued row read, `unread` whether the journal
+    may hold rows after it. `taken` counts the runs taken from the window. Up to `passed_to`, runs of blocked keys may be in the journal
     only, also between those of the window; the next read `passes_over` such runs too. While a
     throttle has the flow `held`, only runs that resume are handed out, and what is in memory stays
-    within the window.
+    within the window. While the flow is `full`, runs that have kept their slot are handed out: the
+    others wait for one of these to end.
     """
 
     __slots__ = (
-        "_all", "_due_next", "_memory", "cursor", "due", "held", "holding", "passed_to",
-        "passes_over", "reading", "resumed", "taken", "unread", "window", "woken", "woken_due",
+        "_all", "_due_next", "_memory", "cursor", "due", "full", "held", "holding_due",
+        "holding_resumed", "passed_to", "passes_over", "reading", "resumed", "taken", "unread",
+        "window", "woken", "woken_due",
     )  # fmt: skip
 
     def __init__(self, shared: Memory) -> None:
@@ -45,15 +47,18 @@ class Head:
         self.unread = True
         self.reading = False
         self.held = False
+        self.full = False
         self.taken = 0
         self.window: deque[Queued] = deque()
         self.woken: deque[Queued] = deque()
         self.resumed: deque[Queued] = deque()
         self.due: deque[Queued] = deque()
         self.woken_due: deque[Queued] = deque()
-        self.holding: deque[Queued] = deque()
+        self.holding_resumed: deque[Queued] = deque()
+        self.holding_due: deque[Queued] = deque()
         self._all = (
-            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding
+            self.woken, self.window, self.resumed, self.woken_due, self.due, self.holding_resumed,
+            self.holding_due,
         )  # fmt: skip
         self._due_next = False
 
@@ -111,14 +116,24 @@ class Head:
         """The deque whose first run is next; empty if no run is in memory."""
         if self.held:
             return self._going_on
-        if self.holding:
-            return self.holding
-        due, fresh = self.woken_due or self.due, self.woken or self.window
-        if fresh is self.woken and self.window and self.window[0].seq < self.woken[0].seq:
-            fresh = self.window  # the woken one was left in the journal, and read past this one
-        if self.resumed and self._is_older(self.resumed[0], fresh):
-            fresh = self.resumed
+        if self.full and self.is_holding:
+            return self.holding_resumed or self.holding_due
+        due, fresh, resumed = self.due, self.window, self.resumed
+        if self.woken_due:
+            due = _earlier(due, self.woken_due, by_due)
+        if self.woken:
+            fresh = _earlier(fresh, self.woken, by_seq)
+        if self.is_holding:
+            due = _earlier(due, self.holding_due, by_due)
+            resumed = self._going_on
+        if resumed and self._is_older(resumed[0], fresh):
+            fresh = resumed
         return due if due and (self._due_next or not fresh) else fresh
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a run waits here that has kept its slot at a limit."""
+        return bool(self.holding_due or self.holding_resumed)
 
     def _is_older(self, resumed: Queued, fresh: deque[Queued]) -> bool:
         """Whether a resumed run came before every first try; those not read yet may be older."""
@@ -128,8 +143,8 @@ class Head:
 
     @property
     def _going_on(self) -> deque[Queued]:
-        """The deque whose first run resumes, if there is one."""
-        return self.holding if self.holding and self.holding[0].resumes else self.resumed
+        """The deque whose first run is the next that resumes, if there is one."""
+        return _earlier(self.resumed, self.holding_resumed, by_seq)
 
     def take(self) -> Queued:
         """Take the run whose turn it is."""
@@ -159,10 +174,10 @@ class Head:
 
     def add_due(self, run: Queued, *, holds: bool) -> None:
         """Add a run that is due; `holds` if it holds its slot at a limit meanwhile."""
-        if holds:
-            insort(self.holding, run, key=_by_turn)
-        elif run.resumes:
-            insort(self.resumed, run, key=by_seq)
+        if run.resumes:
+            insort(self.holding_resumed if holds else self.resumed, run, key=by_seq)
+        elif holds:
+            insort(self.holding_due, run, key=by_due)
         elif self.due and by_due(run) < by_due(self.due[-1]):
             insort(self.due, run, key=by_due)  # the queue was cleared while due runs were added
         else:
@@ -171,12 +186,10 @@ class Head:
     def wake(self, run: Queued, key: Key, *, holds: bool) -> None:
         """Let a run that was set aside behind a key ask again, before those that have not asked."""
         run.woken_by = key
-        if holds:
-            insort(self.holding, run, key=_by_turn)
-        elif run.resumes:
-            insort(self.resumed, run, key=by_seq)
+        if run.resumes:
+            insort(self.holding_resumed if holds else self.resumed, run, key=by_seq)
         elif run.is_due:
-            insort(self.woken_due, run, key=by_due)
+            insort(self.holding_due if holds else self.woken_due, run, key=by_due)
         else:
             insort(self.woken, run, key=by_seq)
 
@@ -209,10 +222,10 @@ class Head:
         self.unread = True
 
 
-_AT_ONCE = datetime.min.replace(tzinfo=UTC)
-
-
-def _by_turn(run: Queued) -> tuple[bool, datetime, int]:
-    """Order runs that hold a slot: those that resume, by seq, then the others, by when due."""
-    due_at = None if run.resumes else run.due_at
-    return not run.resumes, due_at or _AT_ONCE, run.seq
+def _earlier(
+    one: deque[Queued], other: deque[Queued], order: Callable[[Queued], Any]
+) -> deque[Queued]:
+    """Return which of two deques has the run that goes first; an empty one if both are."""
+    if not (one and other):
+        return one or other
+    return one if order(one[0]) < order(other[0]) else other

@@ -226,6 +226,13 @@ class Queue:
 
     # ------------------------------------------------------------ handing out
 
+    def first(self, level: int) -> Queued | None:
+        """Return the run of a class whose turn it is, if one is in memory."""
+        head = self._heads[level]
+        if head.is_holding:
+            head.full = self.gates.is_full
+        return head.first
+
     def take_to_start(self, level: int) -> Queued:
         """Take the run whose turn it is to start it, and give the turn to the other kind."""
         head = self._heads[level]

@@ -258,7 +258,7 @@ class Scheduler:
             queue.release()
         if queue.stopped or queue.is_empty_at(level):
             return self._deactivate(queue, level)
-        run = queue.head(level).first
+        run = queue.first(level)
         if run is None:
             self.work.set()  # its runs must be read from the journal first
             return False

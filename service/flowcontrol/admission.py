@@ -194,6 +194,12 @@ class FlowGates:
         """Whether a run has kept a slot while it does not run."""
         return any(gate.is_held_by(run) for gate in self.held)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot that runs of the flow keep until they end is held."""
+        slots = (gate.free_slots() for gate in self.held)
+        return any(free is not None and free <= 0 for free in slots)
+
     def limits(self, flow: AnyFlow) -> Iterator[tuple[Limit, Gate]]:
         """Yield the limits that a flow declares, each with its gate."""
         return zip(limits_of(flow), self._limits, strict=True)

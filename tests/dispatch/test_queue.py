@@ -59,7 +59,7 @@ def arrive(queue: Queue, *seqs: int, **keys: str) -> None:
 
 def take_all(queue: Queue) -> list[int]:
     taken = []
-    while queue.head(NORMAL).first is not None:
+    while queue.first(NORMAL) is not None:
         taken.append(queue.take_to_start(NORMAL).seq)
     return taken
 
@@ -221,16 +221,16 @@ def test_a_run_whose_key_became_free_does_not_overtake_an_older_run_of_another_k
     assert take_all(queue) == [4, 5, 6]
 
 
-def test_due_and_queued_runs_take_turns_and_woken_ones_go_first_of_their_kind() -> None:
+def test_due_and_queued_runs_take_turns_the_oldest_of_each_also_of_woken_ones() -> None:
     queue = fresh()
     queue.blocked.add(queued(1), ORDER_X)
-    queue.blocked.add(due(9), LIMIT_X)
+    queue.blocked.add(due(8), LIMIT_X)
     arrive(queue, 2, 3, 4)
-    for seq in (7, 8):
+    for seq in (7, 9):
         queue.add_due(due(seq))
     wake(queue, ORDER_X, 1)
     wake(queue, LIMIT_X, 1)
-    assert take_all(queue) == [1, 9, 2, 7, 3, 8, 4]
+    assert take_all(queue) == [1, 7, 2, 8, 3, 9, 4]
     assert queue.empty
 
 
@@ -252,17 +252,28 @@ def test_a_resumed_run_waits_for_older_ones_that_are_not_read_yet() -> None:
     queue = fresh()
     queue.clear()
     queue.add_due(resumed(4))
-    assert queue.head(NORMAL).first is None, "the journal may hold an older one"
+    assert queue.first(NORMAL) is None, "the journal may hold an older one"
     read(queue, [queued(2), queued(6)])
     assert take_all(queue) == [2, 4, 6]
 
 
-def test_runs_that_keep_a_place_resume_in_the_order_they_came() -> None:
+def test_runs_that_keep_a_slot_take_their_turns_like_all_others() -> None:
     queue = fresh()
-    head = queue.head(NORMAL)
-    for run in (resumed(5), due(9), resumed(3), due(8)):
-        head.add_due(run, holds=True)
-    assert take_all(queue) == [3, 5, 8, 9]
+    for run, holds in ((due(9), True), (resumed(5), True), (due(7), False), (resumed(3), False)):
+        queue.head(NORMAL).add_due(run, holds=holds)
+    arrive(queue, 2, 4, 8)
+    assert take_all(queue) == [2, 7, 3, 9, 4, 5, 8]
+
+
+def test_only_runs_that_keep_a_slot_are_handed_out_while_no_other_slot_is_free() -> None:
+    queue = fresh()
+    queue.gates.declare(declare(concurrency=limit(1, hold="run")), NOW)
+    keeps = due(9)
+    queue.gates.held[0].hold(keeps)
+    queue.add_due(keeps)
+    queue.add_due(due(7))
+    arrive(queue, 1, 2)
+    assert take_all(queue) == [9, 1, 7, 2], "the others are refused, but not passed over"
 
 
 def test_runs_whose_keys_became_free_start_in_the_order_they_arrived() -> None:

@@ -87,7 +87,28 @@ def by_slots(tries: Tries) -> Any:
     return work
 
 
-@pytest.mark.parametrize("make", [by_flow, by_key, by_key_in_order, by_slots])
+def by_slot_they_keep(tries: Tries) -> Any:
+    @flow(
+        concurrency=limit(1, per=lambda event: event.data, hold="run"),
+        retry=POLICY,
+    )
+    async def work(event: Event) -> None:
+        await tries.attempt()
+
+    return work
+
+
+def by_mode(tries: Tries) -> Any:
+    @flow(mode="latest", key=lambda event: event.data, retry=POLICY)
+    async def work(event: Event) -> None:
+        await tries.attempt()
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "make", [by_flow, by_key, by_key_in_order, by_slots, by_slot_they_keep, by_mode]
+)
 async def test_neither_retries_nor_first_tries_starve(tmp_path: Path, make: Any) -> None:
     tries = Tries()
     async with running(tmp_path, [make(tries)], concurrency=1) as service:
