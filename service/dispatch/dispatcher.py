@@ -265,7 +265,6 @@ class Dispatcher(DispatcherStatus):
     def reread_queue(self, flow: str) -> None:
         """Read a flow's queue from the journal again: its runs were changed there."""
         self._scheduler.reread(flow)
-        self._due.recheck()
 
     def recheck_due(self) -> None:
         """Check for due runs now: waiting runs were woken."""

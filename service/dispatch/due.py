@@ -35,6 +35,7 @@ class DueRuns:
         self._now = now
         self._recheck = asyncio.Event()
         self.orphans: set[int] = set()
+        scheduler.due_lost = self.recheck
 
     def recheck(self) -> None:
         """Check again now: runs may have become due, or the clock was set."""
@@ -49,7 +50,7 @@ class DueRuns:
         """Add runs to their queues as they become due, until cancelled."""
         while True:
             self._recheck.clear()
-            before = self._scheduler.known_due | self.orphans
+            before, unread = self._scheduler.known_due | self.orphans, self._scheduler.unread_due()
             read_at = self._now()
             rows = await self._journal.due(read_at, len(before) + BATCH)
             # A run claimed during the read is still in its answer.
@@ -62,6 +63,7 @@ class DueRuns:
                 else:
                     for complete in await self._filling.complete(queue, [row]):
                         self._scheduler.add_due(complete, queue)
+            self._scheduler.due_read(unread)
             if fresh:
                 continue
             seconds = await self._seconds_until_next(read_at, KNOWN_PAUSE_SECONDS if rows else None)

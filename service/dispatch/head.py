@@ -26,11 +26,11 @@ class Head:
 
     Runs whose key became free (woken) ask before the others of their kind, but never before older
     ones in memory. `cursor` is the seq of the last queued row read, `unread` whether the journal
-    may hold rows after it. `taken` counts the runs taken from the window. Up to `passed_to`, runs of blocked keys may be in the journal
-    only, also between those of the window; the next read `passes_over` such runs too. While a
-    throttle has the flow `held`, only runs that resume are handed out, and what is in memory stays
-    within the window. While the flow is `full`, runs that have kept their slot are handed out: the
-    others wait for one of these to end.
+    may hold rows after it. `taken` counts the runs taken from the window. Up to `passed_to`, runs
+    of blocked keys may be in the journal only, also between those of the window; the next read
+    `passes_over` such runs too. While a throttle has the flow `held`, only runs that resume are
+    handed out, and what is in memory stays within the window. While the flow is `full`, runs that
+    have kept their slot are handed out: the others wait for one of these to end.
     """
 
     __slots__ = (

@@ -32,16 +32,18 @@ _HAS_RUNS, _IS_BUSY = attrgetter("has_runs"), attrgetter("is_busy")
 class Queue:
     """The in-memory head of a flow's queue, and the gates its runs pass.
 
-    Nothing starts while an operator has the flow `paused`, or while its runs are being changed in
-    the journal. While a throttle holds the whole flow (`held_until`), only runs that resume start.
-    `starting` counts the runs being written as running, `refused_by` is what refused the last run
-    that found no other one before it. `ended` are the seqs of runs in memory that have ended.
+    Nothing starts while an operator has the flow `paused`, while its runs are being changed in the
+    journal, or while `due_unread`: due runs may be in the journal only, and go before others. While
+    a throttle holds the whole flow (`held_until`), only runs that resume start. `starting` counts
+    the runs being written as running, `refused_by` is what refused the last run that found no other
+    one before it. `ended` are the seqs of runs in memory that have ended.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
         self.flow = flow
         self.gates = gates
         self.paused = False
+        self.due_unread = False
         self._pauses = PauseTimes()
         self.starting = 0
         self.refused_by: Cause | None = None
@@ -107,6 +109,11 @@ class Queue:
         """End what `begin_change` began."""
         self._changes -= 1
 
+    @property
+    def epoch(self) -> int:
+        """How often the queue was cleared: what was read before is out of date."""
+        return self._epoch
+
     def hold(self, until: datetime) -> None:
         """Hand out only runs that resume, until an instant or until `release`."""
         self.held_until = until
@@ -122,12 +129,12 @@ class Queue:
     @property
     def stopped(self) -> bool:
         """Whether no run of the flow may start now."""
-        return self.paused or self._changes > 0
+        return self.paused or self._changes > 0 or self.due_unread
 
     @property
     def idle(self) -> bool:
         """Whether a new run may start on insert: no older run waits for its turn."""
-        if self._arriving or self.paused or self._changes or self.held_until is not None:
+        if self._arriving or self.stopped or self.held_until is not None:
             return False
         return not any(map(_IS_BUSY, self._heads.values()))
 

@@ -35,6 +35,7 @@ class Scheduler:
     `progressed` is set whenever a run has started on insert or left the gates. `known_due` is the
     set of due runs in memory: the journal returns them as due until they are claimed. Only active
     queues are asked for runs. `late` are the runs that `choose` took and that must not start.
+    `due_lost` is called when due runs must be read from the journal.
     """
 
     def __init__(self, concurrency: int, now: Callable[[], datetime]) -> None:
@@ -53,6 +54,7 @@ class Scheduler:
         self._has_classes = False
         self._sharing: dict[Gate, list[Queue]] = {}
         self.late: list[Late] = []
+        self.due_lost: Callable[[], None] = lambda: None
 
     # ------------------------------------------------------------ flows
 
@@ -155,6 +157,8 @@ class Scheduler:
         rows = {row.seq for row in queue.rows()}
         queue.clear(self._known_due)
         self._known_due -= rows
+        queue.due_unread = True
+        self.due_lost()
         self.activate(queue)
 
     @property
@@ -222,6 +226,17 @@ class Scheduler:
         queue = self._queues.get(run.flow)
         if queue is not None:
             queue.forget(asks_as(run), run.seq)
+
+    def unread_due(self) -> Mapping[Queue, int]:
+        """Return the queues that start nothing until their due runs are read, with their epoch."""
+        return {queue: queue.epoch for queue in self.queues() if queue.due_unread}
+
+    def due_read(self, unread: Mapping[Queue, int]) -> None:
+        """Let queues start runs again whose due runs were read, unless they were cleared since."""
+        for queue, epoch in unread.items():
+            if queue.epoch == epoch:
+                queue.due_unread = False
+                self.activate(queue)
 
     def add_due(self, run: Queued, queue: Queue) -> None:
         """Add a run that is due."""
@@ -346,7 +361,9 @@ class Scheduler:
     @property
     def at_rest(self) -> bool:
         """Whether no queue has a run to start that was not refused when it asked last."""
-        return not self.starting and not any(
+        if self.starting or any(each.due_unread and not each.paused for each in self.queues()):
+            return False
+        return not any(
             not (queue.stopped or queue.is_empty_at(level))
             for level, active in self._active.items()
             for queue in active.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
-from turnout import current, flow, limit, retry
+from turnout import current, flow, limit, retry, sleep
 from turnout.service.dispatch import memory
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -19,7 +20,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Queued
 from turnout.service.journal.sqlite.journal import SqliteJournal
-from turnout.service.operate.verbs import Cancel, Replay, Retry
+from turnout.service.operate.verbs import Cancel, Replay, Retry, SetLimit
 
 
 class Seen:
@@ -228,6 +229,34 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
         scheduler.leave(again)
         scheduler.queue("both").gates.enter(attempt, utc_now())
         seen.open(1)
+
+
+async def test_a_limit_that_is_raised_starts_the_due_run_before_newer_ones(tmp_path: Path) -> None:
+    seen = Seen()
+
+    @flow(concurrency=1)
+    async def work(number: int) -> None:
+        if number == 0:
+            await sleep("20ms")  # another run has its place when it is due
+        await seen.run(number)
+
+    async with running(tmp_path, [work]) as service:
+        await send(service, 0, 1, 2, 3)
+        await seen.until(1)
+
+        async def due() -> bool:
+            return bool(service.process.dispatcher.known_due)
+
+        await eventually(due)
+        await service.process.operator.do(SetLimit("work", 2, timedelta(hours=1)))
+
+        async def two_started() -> bool:
+            return len(seen.started) == 2
+
+        await eventually(two_started)
+        assert seen.started == [1, 0]
+        seen.open(4)
+        await service.all_finished()
 
 
 async def test_held_keys_are_read_as_of_one_moment_among_the_writes(tmp_path: Path) -> None:

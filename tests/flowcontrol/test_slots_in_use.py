@@ -1,8 +1,8 @@
 """Slots in use are those of the runs that use them, whatever is done to a service.
 
-Random steps: submit, crash, cancel, retry, timeout, pause, rename, reload. After each one, what the
-gates count is a recount of the runs; no limit is ever exceeded; and where nothing is left to do,
-nothing is in use. `--full` takes 100,000 steps with a new seed.
+Random steps: submit, crash, cancel, retry, timeout, pause, rename, reload, override. After each
+one, what the gates count is a recount of the runs; no limit is ever exceeded; and where nothing is
+left to do, nothing is in use. `--full` takes 100,000 steps with a new seed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Fuzz(DispatchMachine):
         self.ways: dict[Callable[[], None], int] = {
             self.sends: 6, self.ends: 6, self.lets_go: 2, self.passes: 3, self.cancels: 1,
             self.cancels_many: 1, self.retries: 2, self.drops: 1, self.replays: 1, self.pauses: 1,
-            self.reloads: 1, self.dies: 1,
+            self.reloads: 1, self.overrides: 1, self.dies: 1,
         }  # fmt: skip
 
     def play(self, steps: int) -> None:
@@ -122,6 +122,11 @@ class Fuzz(DispatchMachine):
     def reloads(self) -> None:
         change = self.random.choice(["count", "rename", "serve"])
         self.reload(number=self.number, change=change, **self.when)
+
+    def overrides(self) -> None:
+        pick = self.random
+        seconds = pick.choice([1, 5, 30])
+        self.override(number=self.number, count=pick.randint(0, 3), seconds=seconds, **self.when)
 
     def dies(self) -> None:
         if self.may_die():

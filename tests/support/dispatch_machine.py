@@ -46,8 +46,17 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.flowcontrol.limit import FlowLimit, HeldLimit, KeyLimit
 from turnout.service.flowcontrol.named_limit import NamedLimit
-from turnout.service.journal.records import StoredPause
-from turnout.service.operate.verbs import Cancel, Drop, Pause, ReplayDead, Resume, Retry
+from turnout.service.journal.records import StoredOverride, StoredPause
+from turnout.service.operate.verbs import (
+    Cancel,
+    Drop,
+    Pause,
+    ReplayDead,
+    ResetLimit,
+    Resume,
+    Retry,
+    SetLimit,
+)
 from turnout.service.project import AnyFlow, Project
 
 S = RunState
@@ -91,6 +100,7 @@ class DispatchMachine(Machine):
         self.sent: list[Event] = []
         self.data: dict[int, Mapping[str, str | None]] = {}  # of each event that is stored
         self.paused: set[str] = set()  # on disk: what a process that starts reads
+        self.overridden: dict[str, SimulatedLimit] = {}  # by the names that operators say
         self.count = self.starts = 0
         self.at = START
         self.service: SteppedService
@@ -242,7 +252,10 @@ class DispatchMachine(Machine):
         for run in self.simulator.runs.values():
             if self.named[run.id] == was and (run.state not in ENDED or run.dead):
                 self.named[run.id] = name
-        if f"flow:{was}" in self.paused:  # its pause goes along
+        before = f"flow:{was}/"  # what is set of its limits goes along, and so does its pause
+        for full in [each for each in self.overridden if each.startswith(before)]:
+            self.overridden[f"flow:{name}/{full[len(before) :]}"] = self.overridden.pop(full)
+        if f"flow:{was}" in self.paused:
             self.paused = self.paused - {f"flow:{was}"} | {f"flow:{name}"}
             self.simulator.flows[self.numbers[name]].paused = True
 
@@ -253,6 +266,16 @@ class DispatchMachine(Machine):
         self.paused.discard(name)
         for each in self.simulator.flows:  # what is written may be known before it is answered
             each.paused = each.paused and name != f"flow:{self.names[each.number]}"
+
+    def told_override_done(self, made: StoredOverride, result: None) -> None:
+        self.overridden[made.name].overridden = made.count
+
+    def told_reset_limit_done(self, name: str, result: None) -> None:
+        self.overridden[name].overridden = None
+
+    def told_end_overrides_done(self, result: Sequence[StoredOverride]) -> None:
+        for made in result:
+            self.overridden[made.name].overridden = None
 
     def told_rescue_done(self, result: object) -> None:
         self.simulator.rescued()
@@ -462,6 +485,27 @@ class DispatchMachine(Machine):
             renamed = each.number
         self.change(renamed)
         self.go(steps, order)
+
+    def override(self, number: int, count: int, seconds: int, steps: int, order: int) -> None:
+        """Set a limit for a while; a count of 0 lets what is declared hold again."""
+        self.go()
+        names = self.limit_names()
+        if names:
+            full = list(names)[number % len(names)]
+            self.overridden[full] = names[full]
+            lasts = timedelta(seconds=seconds)
+            self.service.operate(SetLimit(full, count, lasts) if count else ResetLimit(full))
+            self.go(steps, order)
+
+    def limit_names(self) -> dict[str, SimulatedLimit]:
+        """Return the limits that operators can set."""
+        found: dict[str, SimulatedLimit] = {}
+        for each in (each for each in self.simulator.flows if each.served):
+            for position, rule in enumerate(each.limits, 1):
+                place = "limit" if position == 1 else f"limit.{position}"
+                own = f"flow:{self.names[each.number]}/{place}"
+                found[f"limit:{rule.name}" if rule.name else own] = rule
+        return found
 
     def change(self, renamed: int | None = None) -> None:
         project = Project.of(self.declared(renamed))

@@ -26,7 +26,8 @@ class SimulatedLimit:
     """At most `count` slots; what a change under way replaces still counts until the next rest.
 
     `per` is the part of the event that is its key. `holds`: a run keeps its slot until it ends,
-    also while it waits. A limit with a name is one object in the limits of several flows.
+    also while it waits. A limit with a name is one object in the limits of several flows. An
+    operator has `overridden` the count for a while.
     """
 
     count: int
@@ -34,10 +35,15 @@ class SimulatedLimit:
     holds: bool = False
     name: str = ""
     count_at_rest: int = 0
+    overridden: int | None = None
+
+    @property
+    def count_now(self) -> int:
+        return self.count if self.overridden is None else self.overridden
 
     @property
     def allowed(self) -> int:
-        return max(self.count, self.count_at_rest)
+        return max(self.count_now, self.count_at_rest)
 
 
 @dataclass(eq=False)
@@ -384,7 +390,7 @@ class DispatchSimulator:
         for flow in self.flows:
             flow.served_at_rest = flow.served
             for limit in flow.limits:
-                limit.count_at_rest = limit.count
+                limit.count_at_rest = limit.count_now
 
     def rest(
         self,

@@ -389,6 +389,7 @@ class SteppedService:
     def cut(self) -> None:
         """End the process as a kill does: nothing is written any more, nobody is told."""
         self.journal.die()
+        self.process.overrides.close()  # its timers go with it
         self._end.set_result(True) if not self._end.done() else self._serving.cancel()
         self._ended()
 
