@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,3 +234,28 @@ async def test_a_run_whose_flow_is_not_served_is_retried_and_replayed_when_it_is
     async with running(tmp_path, [odd]) as service:
         runs = await service.all_finished()
         assert [run.state for run in runs] == [RunState.FAILED] * 2
+
+
+async def test_a_replay_of_a_flow_that_is_not_served_has_the_keys_of_its_run_and_no_class(
+    tmp_path: Path,
+) -> None:
+    inside: list[int] = []
+
+    @flow(mode="skip", key=lambda event: event.data, timeout="1m", priority="high")
+    async def work(number: int) -> None:
+        inside.append(number)
+        assert len(inside) == 1, "two runs of a key at once"
+        await asyncio.sleep(0.01)
+        inside.remove(number)
+
+    async with running(tmp_path, [work]) as service:
+        receipt = await service.send(1)
+        await service.finished(receipt.runs[0])
+    async with running(tmp_path, [odd]) as service:
+        for _ in range(2):  # no mode is asked, since none is known
+            await service.process.operator.do(Replay(receipt.event))
+        waiting = await service.process.journal.queued("work", 0, 9)
+        assert [(run.keys, run.priority) for run in waiting] == [({"mode": "1"}, None)] * 2
+    async with running(tmp_path, [work]) as service:
+        runs = await service.all_finished()
+        assert [run.state for run in runs] == [RunState.SUCCEEDED] * 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from turnout.service.journal.records import (
     NOTHING,
     REGISTERED,
     Appended,
+    Decision,
     EndedEvent,
     Entry,
     Filter,
@@ -164,6 +166,47 @@ class ConditionsContract:
             assert not (await put(journal, second)).refused
             await journal.retry(first.id, None, now=at(2))
             assert (await put(journal, asked(WEEK, unique="k"))).runs == (second.id,)
+
+    @pytest.mark.parametrize("reason", [Reason.START_TIMEOUT, Reason.LATEST, Reason.DROPPED])
+    async def test_a_duration_is_freed_by_a_rule_that_ends_the_run_before_it_starts(
+        self, tmp_path: Path, reason: Reason
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first = asked(replace(WEEK, mode="latest"), unique="k", mode="m")
+            await put(journal, first)
+            if reason is Reason.LATEST:
+                newer = await put(journal, asked(LATEST, mode="m"))
+                assert [run.id for run in newer.skipped] == [first.id]
+            else:
+                await journal.skip({first.seq: Decision("bill", reason, "no", {})}, now=at(1))
+            assert (await expect_run(journal, first.id)).state is S.SKIPPED
+            assert not (await put(journal, asked(WEEK, unique="k"))).refused
+
+    async def test_a_duration_is_held_by_a_run_that_its_own_code_has_skipped(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first = asked(WEEK, unique="k")
+            await put(journal, first)
+            await finished(journal, first, S.SKIPPED)
+            assert (await put(journal, asked(WEEK, unique="k"))).runs == (first.id,)
+
+    async def test_a_replay_holds_done_until_it_has_ended_and_no_duration(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            for key, conditions in (("a", DONE), ("b", WEEK)):
+                first = asked(conditions, unique=key)
+                event = (await put(journal, first)).event_seq
+                await finished(journal, first, S.FAILED)
+                again = make_run(keys={"unique": key})
+                await journal.replay(event, [again], now=at(1))
+                second = await put(journal, asked(conditions, unique=key))
+                assert second.runs[0] == again.id or conditions is WEEK
+                assert bool(second.refused) is (conditions is DONE)
+                await finished(journal, again)
+                third = await put(journal, asked(conditions, unique=key))
+                assert bool(third.refused) is (conditions is WEEK), "the second has it"
 
     async def test_a_pruned_failure_holds_no_key(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
