@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from turnout import batch, debounce, flow, rate_limit, webhook
+from turnout import approval, batch, debounce, flow, rate_limit, webhook
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.journal.records import Filter
@@ -109,6 +109,26 @@ async def test_a_window_that_a_rate_limit_refuses_when_it_fires_leaves_a_decisio
         first, second = await stored(service)
         assert (first.state, second.state) == (RunState.SUCCEEDED, RunState.SKIPPED)
         await service.assert_decided(events[2], "rate_limit")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("mode", "first", "second"),
+    [("skip", "waiting", "skipped"), ("replace", "cancelled", "waiting")],
+)
+async def test_a_mode_is_asked_when_a_window_fires_and_not_when_it_opens(
+    mode: Literal["skip", "replace"], first: str, second: str
+) -> None:
+    @flow(on=batch(HOOK, 2, "10s"), mode=mode, timeout="1h")
+    async def store(readings: list[dict[str, Any]]) -> None:
+        await approval("store", timeout="3d")
+
+    async with serve(store) as service:
+        for number in range(3):
+            await send(service, number)
+        assert [run.state for run in await stored(service)] == ["waiting"]
+        await send(service, 3)
+        assert [run.state for run in await stored(service)] == [first, second]
 
 
 @pytest.mark.anyio
