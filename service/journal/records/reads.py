@@ -117,8 +117,8 @@ class StoredEvent:
 class PastRun(NamedTuple):
     """A run of one flow as it went.
 
-    `started_at` is when it was first claimed, as far as the journal knows, and None if it never
-    was. `refused` is the reason for which a rule of its flow has refused it.
+    `started_at` is when it was first claimed, or inserted as running, which its attempt follows;
+    None if it never was. `refused` is the reason for which a rule of its flow has refused it.
     """
 
     seq: int

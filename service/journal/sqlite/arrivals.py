@@ -27,14 +27,15 @@ from .values import dump_list, instant, instant_or_none
 _SQL = load("backtest")
 _MOST_BODY_BYTES = 16 * 2**20
 
-_FIRST_START = """CASE WHEN r.token > 1 THEN min(r.started_at,
+_FIRST_CLAIM = """CASE WHEN r.claimed_after IS NOT NULL THEN r.queued_at + r.claimed_after
+    WHEN r.token > 1 THEN min(r.started_at,
     coalesce((SELECT min(s.started_at) FROM steps AS s WHERE s.run_seq = r.seq), r.started_at),
     coalesce((SELECT min(a.started_at) FROM attempts AS a WHERE a.run_seq = r.seq), r.started_at))
     ELSE r.started_at END"""
-"""When a run was first claimed: the claims after that overwrite it, but what it did is known."""
+"""When a run was first claimed; of a run of an earlier version what it did first is known."""
 
 _RUNS = f"""(SELECT json_group_array(json_array(r.seq, r.id, r.replay, r.state, r.queued_at,
-    {_FIRST_START}, r.finished_at, r.refused, r.forced)) FROM runs AS r WHERE """
+    {_FIRST_CLAIM}, r.finished_at, r.refused, r.forced)) FROM runs AS r WHERE """
 _DECISIONS = """(SELECT json_group_array(items) FROM
     (SELECT items FROM decisions WHERE event_seq = e.seq ORDER BY ordinal))"""
 _WINDOW = """(SELECT m.window_seq FROM window_events AS m

@@ -57,6 +57,7 @@ class RunRow(NamedTuple):
     due_at: int | None
     queued_at: int
     started_at: int | None
+    claimed_after: int | None
     finished_at: int | None
     error: str | None
     dead: int
@@ -86,6 +87,7 @@ def run_row(run: NewRun, event_seq: int, at: int) -> RunRow:
         due_at=None if run.due_at is None else micros(run.due_at),
         queued_at=at,
         started_at=at if running else None,
+        claimed_after=0 if running else None,
         finished_at=at if dead else None,
         error=None if run.error is None else pack_error(run.error),
         dead=dead,
@@ -98,7 +100,12 @@ def refused_row(run: NewRun, event_seq: int, at: int) -> RunRow:
     """Return a new run that its conditions refuse as a row: it has ended already."""
     row = run_row(run, event_seq, at)
     return row._replace(
-        state=RunState.SKIPPED.value, token=0, due_at=None, started_at=None, finished_at=at
+        state=RunState.SKIPPED.value,
+        token=0,
+        due_at=None,
+        started_at=None,
+        claimed_after=None,
+        finished_at=at,
     )
 
 

@@ -3,7 +3,7 @@
 
 -- name: claim_untouched
 -- Runs (?1, a JSON array) that were never claimed, at an instant (?2).
-UPDATE runs SET state = 'running', token = 1, started_at = ?2
+UPDATE runs SET state = 'running', token = 1, started_at = ?2, claimed_after = ?2 - queued_at
 WHERE seq IN (SELECT value FROM json_each(?1)) AND +state = 'queued' AND token = 0;
 
 -- name: claimed_first
@@ -13,7 +13,8 @@ WHERE token = 1 AND +state = 'running' AND seq IN (SELECT value FROM json_each(?
 
 -- name: claim
 -- Runs (?1) that `claimable` has found, at an instant (?2).
-UPDATE runs SET state = 'running', token = token + 1, started_at = ?2
+UPDATE runs SET state = 'running', token = token + 1, started_at = ?2,
+    claimed_after = iif(token = 0, ?2 - queued_at, claimed_after)
 WHERE seq IN (SELECT value FROM json_each(?1));
 
 -- name: body
