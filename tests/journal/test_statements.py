@@ -58,6 +58,12 @@ def test_each_statement_compiles_and_is_used(
     assert any(f'"{name}"' in text for text in users), "nobody uses it"
 
 
+def test_a_statement_is_planned_once_whatever_its_values(journal: apsw.Connection) -> None:
+    asked = "EXPLAIN QUERY PLAN SELECT 1 FROM runs WHERE dead = ?"
+    plans = [journal.execute(asked, (value,)).fetchall() for value in (0, 1)]
+    assert plans[0] == plans[1], "1 alone would fit the index of dead letters"
+
+
 @pytest.mark.parametrize("name", BULK)
 def test_bulk_statements_of_any_size_compile_and_stay_prepared(
     journal: apsw.Connection, name: str

@@ -276,7 +276,17 @@ def _open(path: Path | str, flags: int) -> apsw.Connection:
         raise SetupError(f"cannot open the journal {path}: {error}") from error
 
 
+def plan_once(connection: apsw.Connection) -> None:
+    """Plan each statement once, whatever its values.
+
+    Otherwise SQLite plans many of them anew for each set of values, which takes eight times as long
+    as a lookup. So what a partial index needs is written out in a statement, not given as a value.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+
+
 def _configure(connection: apsw.Connection, cache_kib: int) -> None:
+    plan_once(connection)
     connection.set_busy_timeout(_BUSY_MILLISECONDS)
     connection.pragma("cache_size", -cache_kib)
     connection.pragma("foreign_keys", False)

@@ -29,7 +29,7 @@ from . import operations, retention
 from .append import Intake
 from .apply import Batch
 from .claims import ClaimJob
-from .connection import STATEMENTS_KEPT
+from .connection import STATEMENTS_KEPT, plan_once
 from .counters import RunCounters
 from .events import AppendJob
 from .migrations import migrate
@@ -61,6 +61,7 @@ class ScratchJournal:
         self._connection = connection = apsw.Connection(
             ":memory:", statementcachesize=STATEMENTS_KEPT
         )
+        plan_once(connection)
         migrate(connection, Path(":memory:"))
         connection.execute("BEGIN")  # nothing is ever taken back
         self._intake = Intake(connection, _EnoughSpace(), max_unfinished_runs=_UNBOUNDED)
