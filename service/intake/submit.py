@@ -164,7 +164,8 @@ class Submit:
             else:
                 events, arguments = called_with(fired, prepared.flow, routed, results)
                 self._dispatcher.start_prepared(fired, events, arguments, self._now())
-        self._windows.fired([each for each in stored.fired if each.prepared is None])
+        if stored.fired:
+            self._windows.fired([each for each in stored.fired if each.prepared is None])
 
     def _was_delivered_before(self, one: Routed, stored: Appended) -> None:
         self._take_back((one,))

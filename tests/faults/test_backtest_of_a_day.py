@@ -100,7 +100,7 @@ def test_of_unchanged_code_a_backtest_says_exactly_what_happened(
     with program_for(group, tmp_path / "service") as program:
         program.flows = tmp_path / "flows.py"
         program.flows.write_text(FLOWS.read_text() + MORE)
-        wanted = 20_000 if full else 300
+        wanted = 5_000 if full else 300
         load = Load(program.port, tmp_path / "service" / "inbox", dice, wanted, 0.003)
         record_a_day(kafka, program, group, load)
     for name, value in program.env.items():

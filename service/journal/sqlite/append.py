@@ -204,7 +204,10 @@ class Intake:
             appended = Appended(event_seq=seq, event=entry.event.id)
             if entry.cancels:
                 self._cancel(rows, entry, appended, job.at, counters)
-            appended.runs = self.add_runs(rows, entry.runs, appended, job.at, counters, job.caller)
+            if entry.runs:
+                appended.runs = self.add_runs(
+                    rows, entry.runs, appended, job.at, counters, job.caller
+                )
             if entry.members:
                 self._offer(rows, entry, event, appended, job.at, counters)
             if identity is not None:

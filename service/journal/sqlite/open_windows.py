@@ -168,6 +168,10 @@ class KnownWindows:
         window = KnownWindow(self._last, mint_id(), flow, "", settings, opened_at=at, due_at=due_at)
         WRITE.run(self._connection, list(window.row()))
 
+    def open_here(self, flow: str, key: str) -> KnownWindow | None:
+        """Return the open window of a flow and a key, None if this transaction knows of none."""
+        return self._open.get((flow, key))
+
     def find(self, flow: str, key: str) -> KnownWindow | None:
         """Return the open window of a flow and a key, read once in a transaction."""
         if (flow, key) not in self._open:

@@ -16,7 +16,7 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.windows.firing import FIRED_BY, Firing
-from turnout.service.domain.windows.rules import RULES
+from turnout.service.domain.windows.rules import ONLY_JOINS, RULES
 from turnout.service.domain.windows.window import (
     AskAgain,
     Close,
@@ -74,6 +74,8 @@ class Windows:
         counters: RunCounters,
     ) -> list[Decision] | None:
         """Offer an event to the window of its key; None if it has joined, else the decisions."""
+        if self._only_joins(new, event_seq, size, appended, at):
+            return None
         change = Change(rows, at, counters, appended, new.firing, new.on_timeout, new.prepared)
         rule = RULES[new.settings.kind]
         if new.key is None:
@@ -105,13 +107,39 @@ class Windows:
                 appended.deadline = min(appended.deadline or deadline, deadline)
         return None if change.joined else change.ignored
 
+    def _only_joins(
+        self, new: NewMember, event_seq: int, size: int, appended: Appended, at: int
+    ) -> bool:
+        """Let an event join the window of its key if it does no more; False if it may.
+
+        The quick way of most events of a batch: nothing closes, and the deadline stays.
+        """
+        only_joins = ONLY_JOINS.get(new.settings.kind)
+        if only_joins is None or new.key is None:
+            return False
+        window = self.known.open_here(new.flow, new.key)
+        if window is None or window.settings is not new.settings:
+            return False
+        due_at = window.due_at
+        if due_at is None or due_at <= at:
+            return False
+        part = new.settings.part_of(new.part)
+        if part is None or not only_joins(new.settings, window.members, window.bytes, size):
+            return False
+        self._add(window, new, event_seq, Member(part, at, size), due_at)
+        appended.windows = {**appended.windows, new.flow: window.id}
+        appended.deadline = min(appended.deadline or _deadline(due_at), _deadline(due_at))
+        return True
+
     def _still_open(self, change: Change, rule: Rule, new: NewMember) -> KnownWindow | None:
         """Return the open window of a key, once what is due or declared otherwise has ended."""
         assert new.key is not None
         window = self.known.find(new.flow, new.key)
         if window is None:
             return None
-        if new.settings.is_another(window.settings):
+        if window.settings == new.settings:
+            window.settings = new.settings  # found to be the same at once, from now on
+        elif new.settings.is_another(window.settings):
             self._end_changed(change, window, new.settings)
             return None
         if rule.due_first and window.due_at is not None and window.due_at <= change.at:
@@ -191,6 +219,23 @@ class Windows:
         due_at: int | None,
     ) -> None:
         new, event_seq, member = joining
+        self._add(window, new, event_seq, member, due_at)
+        change.joined = True
+        answer = change.answer
+        if isinstance(answer, Appended):
+            answer.windows = {**answer.windows, new.flow: window.id}
+            if window.settings.kind == "debounce":
+                self.ends.schedule(change, window, event_seq)
+
+    def _add(
+        self,
+        window: KnownWindow,
+        new: NewMember,
+        event_seq: int,
+        member: Member,
+        due_at: int | None,
+    ) -> None:
+        """Add a member to a window."""
         window.positions += 1
         window.members += 1
         window.bytes += member.bytes
@@ -200,12 +245,6 @@ class Windows:
             None if new.keys is None else dump(new.keys), new.order_key, new.priority,
         )  # fmt: skip
         self.known.joined(window, row)
-        change.joined = True
-        answer = change.answer
-        if isinstance(answer, Appended):
-            answer.windows = {**answer.windows, new.flow: window.id}
-            if window.settings.kind == "debounce":
-                self.ends.schedule(change, window, event_seq)
 
     def _release(self, change: Change, window: KnownWindow, step: Release) -> None:
         """Let members leave a window, with one decision for all of them."""

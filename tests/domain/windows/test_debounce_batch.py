@@ -80,6 +80,15 @@ def test_a_member_that_would_make_a_batch_too_large_opens_the_next_one() -> None
     assert rule.arrive(settings, None, Member(0, SECOND, 11)) == (Join(11 * SECOND), Fire())
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_quick_answer_of_a_batch_is_that_of_its_rule(count: int, size: int) -> None:
+    settings = batch(HOOK, 4, "10s", max_bytes=10).settings
+    first = [Member(0, SECOND, 6), *[Member(0, SECOND, 0)] * (count - 1)]
+    steps = BatchRule().arrive(settings, window(settings, 11 * SECOND, *first), Member(0, 9, size))
+    assert BatchRule.only_joins(settings, count, 6, size) == (steps == (Join(11 * SECOND),))
+
+
 def test_a_batch_of_one_runs_at_once() -> None:
     settings = batch(HOOK, 1, "10s").settings
     assert BatchRule().arrive(settings, None, Member(0, 0, 1)) == (Join(10 * SECOND), Fire())
