@@ -6,6 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -62,15 +63,28 @@ def member(settings: WindowSettings, key: str) -> NewMember:
     )  # fmt: skip
 
 
-def measured(program: Program) -> tuple[float, float, float]:
-    """Return the seconds to be ready, the MiB in memory, and the CPU share while idle."""
+class Measured(NamedTuple):
+    """Seconds to be ready, of the clock and of the processor; MiB; the CPU share while idle."""
+
+    ready: float
+    spent: float
+    memory: float
+    idle: float
+
+
+def measured(program: Program) -> Measured:
     ready = program.start().ready(60)
+    spent = _spent(program)
     time.sleep(1)  # what a start leaves to do
-    before, at = program.process().cpu_times(), time.monotonic()
+    before, at = _spent(program), time.monotonic()
     time.sleep(2)
-    after, passed = program.process().cpu_times(), time.monotonic() - at
-    busy = (after.user + after.system - before.user - before.system) / passed
-    return ready, program.rss_mib(), busy
+    idle = (_spent(program) - before) / (time.monotonic() - at)
+    return Measured(ready, spent, program.rss_mib(), idle)
+
+
+def _spent(program: Program) -> float:
+    times = program.process().cpu_times()
+    return float(times.user + times.system)
 
 
 def test_open_windows_cost_no_memory_no_start_and_no_idle_time(
@@ -84,12 +98,13 @@ def test_open_windows_cost_no_memory_no_start_and_no_idle_time(
         without = measured(program)
     asyncio.run(open_windows(tmp_path / "many", count))
     with Program(flows=flows, data=tmp_path / "many", log=log, spawned=True) as program:
-        with_many = measured(program)
+        many = measured(program)
         assert program.metrics("turnout_runs")['state="scheduled"'] == count
         until(lambda: program.stop() == 0, 20, "it stops")
-    say(f"{count} windows: ready {with_many[0]:.2f} s (without {without[0]:.2f})")
-    say(f"memory {with_many[1]:.0f} MiB ({without[1]:.0f})")
-    say(f"idle {with_many[2]:.1%} ({without[2]:.1%})")
-    assert with_many[0] - without[0] <= 1  # a second or less without, unless the machine is busy
-    assert with_many[1] - without[1] <= 20
-    assert with_many[2] - without[2] <= 0.05
+    say(f"{count} windows: ready {many.ready:.2f} s (without {without.ready:.2f})")
+    say(f"processor {many.spent:.2f} s ({without.spent:.2f})")
+    say(f"memory {many.memory:.0f} MiB ({without.memory:.0f})")
+    say(f"idle {many.idle:.1%} ({without.idle:.1%})")
+    assert many.spent <= max(2, without.spent + 0.5)  # a busy machine starts the empty one late too
+    assert many.memory - without.memory <= 20
+    assert many.idle - without.idle <= 0.05
