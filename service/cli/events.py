@@ -79,12 +79,12 @@ def events(settings: Settings, filters: dict[str, str], limit: int, as_json: boo
 
 
 @click.command()
-@click.argument("event_id", metavar="EVENT")
+@click.argument("event_id", metavar="EVENT|RUN")
 @click.option("--source", metavar="SOURCE", help="Which source, if several sent this id.")
 @force_option
 @with_change(asks=True)
 def replay(change: Change, event_id: str, source: str | None, force: bool) -> None:
-    """Run an event's flows again, as new runs.
+    """Run an event's flows again, as new runs; or the flow of one run, with the same events.
 
     Asks first if a run of the event is not undone. The mode of a flow (mode="skip") counts as for
     a new event, unless it is forced.
@@ -96,7 +96,7 @@ def replay(change: Change, event_id: str, source: str | None, force: bool) -> No
     from turnout.service.operate.verbs import Replay
 
     def tell(done: dict[str, Any]) -> None:
-        say(f"event {event_id} replayed as {', '.join(done['runs'])}")
+        say(f"{event_id} replayed as {', '.join(done['runs'])}")
 
     before = run_async(_runs_started(change.settings, event_id, source))
     known = change.dry_run or accept_not_undone(change.settings, before, yes=change.yes)
@@ -109,7 +109,8 @@ async def _runs_started(settings: Settings, event_id: str, source: str | None) -
 
     async with open_journal_reader(settings) as reader:
         found = await reader.event(event_id, source=source)
-    return [run for stored in found for run in stored.runs]
+        run = None if found else await reader.run(event_id)
+    return [run.id] if run is not None else [each for stored in found for each in stored.runs]
 
 
 @click.command()

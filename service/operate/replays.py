@@ -97,6 +97,8 @@ async def _to_replay(parts: Parts, verb: ReplayDead) -> tuple[Run, StoredEvent]:
 async def _flows_of(parts: Parts, verb: Replay) -> tuple[StoredEvent, Mapping[str, Run | None]]:
     """Return the event, and its flows with their last runs; raises `NotFound`, `Refused`."""
     stored = await _event_of(parts, verb)
+    if stored is None:
+        return await _flow_of_run(parts, verb)
     found = [await parts.journal.run(run_id) for run_id in stored.runs]
     runs = [run for run in found if run is not None]
     if not verb.not_undone:
@@ -118,14 +120,28 @@ async def _flows_of(parts: Parts, verb: Replay) -> tuple[StoredEvent, Mapping[st
     return stored, flows
 
 
-async def _event_of(parts: Parts, verb: Replay) -> StoredEvent:
-    found = await parts.journal.event(verb.event_id, source=verb.source)
-    if not found:
+async def _flow_of_run(parts: Parts, verb: Replay) -> tuple[StoredEvent, Mapping[str, Run]]:
+    """Return the first event of the run that is named, and its flow; raises as `_flows_of`."""
+    run = await parts.journal.run(verb.event_id)
+    stored = None if run is None else await parts.journal.event_of(run.seq)
+    if run is None or stored is None:
         raise no_event(verb.event_id)
+    if not verb.not_undone:
+        _refuse_not_undone([run])
+    if run.state is RunState.SCHEDULED:
+        raise Refused(
+            f"run {run.id} of flow {run.flow} has not begun: it waits in a window; see turnout "
+            f"pending"
+        )
+    return stored, {run.flow: run}
+
+
+async def _event_of(parts: Parts, verb: Replay) -> StoredEvent | None:
+    found = await parts.journal.event(verb.event_id, source=verb.source)
     if len(found) > 1:
         sources = ", ".join(sorted({stored.event.source for stored in found}))
         raise Refused(f"event id {verb.event_id!r} has several sources; name one of: {sources}")
-    return found[0]
+    return found[0] if found else None
 
 
 async def _replay(

@@ -143,10 +143,11 @@ class ReplayDead(Verb[list[str]]):
 class Replay(Verb[list[str]]):
     """Run every flow of a stored event again; returns the new runs.
 
-    The flows are those that the event started and, in a service, those it would start now. `source`
-    is needed where several sources have sent the id, `not_undone` while a run of the event is not
-    undone. The `mode=` of a flow counts as for a new run, unless `force` starts the replay beside
-    what is under way. Raises `NotFound`, `Refused`.
+    The flows are those that the event started and, in a service, those it would start now. The id
+    of a run stands for its flow alone, with the events of its window. `source` is needed where
+    several sources have sent the id, `not_undone` while a run of the event is not undone. The
+    `mode=` of a flow counts as for a new run, unless `force` starts the replay beside what is under
+    way. Raises `NotFound`, `Refused`.
     """
 
     event_id: str

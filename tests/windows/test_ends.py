@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from turnout import approval, batch, debounce, flow, rate_limit, webhook
+from turnout.service.domain.errors import NotFound
 from turnout.service.domain.run import Run, RunState
 from turnout.service.domain.windows.firing import Firing
 from turnout.service.journal.records import Filter
@@ -52,6 +53,28 @@ async def test_a_replay_of_any_member_runs_the_same_members_again() -> None:
         assert replayed.id == again
         assert (replayed.window_seq, replayed.replay) == (run.window_seq, 1)
         assert replayed.event_id == run.event_id
+
+
+@pytest.mark.anyio
+async def test_a_replay_of_the_run_of_a_window_runs_its_flow_alone() -> None:
+    seen: Seen = []
+    other: Seen = []
+
+    @flow(on=HOOK)
+    async def beside(reading: dict[str, Any]) -> None:
+        other.append(reading["n"])
+
+    async with serve(collecting(seen), beside) as service:
+        for number in range(2):
+            await send(service, number)
+        [run] = [each for each in await stored(service) if each.flow == "store"]
+        (again,) = await service.process.operator.do(Replay(run.id))
+        await service.advance("1ms")
+        replayed = await service.journal.run(again)
+        with pytest.raises(NotFound, match="no event 'none'"):
+            await service.process.operator.do(Replay("none"))
+    assert (seen, sorted(other)) == ([[0, 1], [0, 1]], [0, 1])
+    assert replayed is not None and (replayed.replay, replayed.events) == (1, 2)
 
 
 @pytest.mark.anyio

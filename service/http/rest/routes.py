@@ -265,7 +265,8 @@ ROUTES: tuple[Route[Any], ...] = (
         method="POST",
         path="/events/{event_id:path}/replay",
         tag=EVENTS,
-        text="Run every flow of an event again, as new runs.\n\n"
+        text="Run every flow of an event again, as new runs.\n\nThe id of a run stands "
+        "for its flow alone, with the same events.\n\n"
         '409 while a run of the event is not undone, unless the body is {"not_undone": true}.',
         query=(Parameter("source", "source", "which source, if several sent this id"), FORCE),
         body=NOT_UNDONE,
