@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from turnout.handlers.actions.http_response import HttpRefused as HttpRefused
     from turnout.handlers.actions.http_response import HttpResponse as HttpResponse
     from turnout.handlers.actions.poll import poll as poll
+    from turnout.handlers.actions.shell import shell as shell
+    from turnout.handlers.actions.shell_result import ShellError as ShellError
+    from turnout.handlers.actions.shell_result import ShellRefused as ShellRefused
+    from turnout.handlers.actions.shell_result import ShellResult as ShellResult
     from turnout.handlers.flow import flow as flow
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
@@ -76,6 +80,10 @@ _ROOMS = {
     "poll": "handlers.actions.poll",
     "budget": "handlers.actions.budget",
     "BudgetSpent": "handlers.actions.budget",
+    "shell": "handlers.actions.shell",
+    "ShellError": "handlers.actions.shell_result",
+    "ShellRefused": "handlers.actions.shell_result",
+    "ShellResult": "handlers.actions.shell_result",
     "task": "handlers.task",
     "kafka": "_kafka",
     "approval": "service.steps.approval",

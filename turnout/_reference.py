@@ -279,6 +279,7 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
         f"turnout.handlers.actions.http:Http.{name}"
         for name in ("get", "head", "post", "put", "patch", "delete")
     ),
+    "shell": ("turnout.handlers.actions.shell:Shell.blocking",),
     "flow": (
         "turnout.handlers.flow:AsyncFlow.map",
         "turnout.handlers.flow:SyncFlow.run",
@@ -305,6 +306,8 @@ _SPOKEN = {
     "secret": "secret(…)",
     "Http": "http",
     "HttpResponse": "answer",
+    "Shell": "shell",
+    "ShellResult": "result",
     "Artefact": "artefact(…)",
     "approval": "approval(…)",
     "Budget": "budget(…)",

@@ -151,7 +151,7 @@ class Pools:
 
         work = self._exchanges.submit(worker.exchange, request, on_record, begun)
         try:
-            answer = await _until_done(work, worker.kill)
+            answer = await until_done(work, worker.kill)
         except BaseException as error:
             worker.kill()
             self._workers.discard(worker)
@@ -225,7 +225,7 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
-async def _until_done(work: Future[T], stop: Callable[[], None]) -> T:
+async def until_done(work: Future[T], stop: Callable[[], None]) -> T:
     """Wait for a thread's work to end, whatever happens; on the first cancel ask it to `stop`."""
     done = asyncio.wrap_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -284,7 +284,7 @@ class _ThreadCall:
 
         self._waiting.enter(self, context)
         try:
-            return await _until_done(executor.submit(work), self.stop)
+            return await until_done(executor.submit(work), self.stop)
         finally:
             self._waiting.leave(self)  # it may never have started
 

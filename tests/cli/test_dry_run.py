@@ -22,8 +22,8 @@ from turnout.service.steps.dry_run import DryRun
 
 FLOWS = """
     from turnout import (
-        Pending, approval, budget, current, emit, event, first, flow, gather, poll, sleep, task,
-        wait_for,
+        Pending, approval, budget, current, emit, event, first, flow, gather, poll, shell, sleep,
+        task, wait_for,
     )
 
     paid = event("order.paid")
@@ -109,6 +109,17 @@ FLOWS = """
     def far(service: str) -> None: ...
 
     @flow
+    async def commands(service: str) -> str:
+        listed = await shell(["echo", service], reads=True)
+        await shell(["touch", "changed", listed.stdout.strip()])
+        made = await scale(service, 1)
+        await shell(["ls", made], reads=True)
+        await shell(f"ls {made}", shell=True)
+        await shell(["ls"], stdin=made, env={"A": made}, cwd=made, reads=True)
+        await shell(made)
+        return listed.stdout
+
+    @flow
     async def nothing(service: str) -> int:
         return await replicas(service)
 """
@@ -156,6 +167,24 @@ def test_what_reads_is_done_and_everything_else_is_listed_in_order(flows: Path) 
         ("read", "replicas(<scale#1>), but <scale#1> is not known"),
     ]
     assert repr(noted.returned) == "<scale#1>"
+
+
+def test_a_command_that_reads_runs_and_any_other_is_listed(
+    flows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noted, run = dry(flows, "commands")
+    assert run.error is None and noted.ended is None, run.error
+    assert listed(noted) == [
+        ("call", "shell('touch', 'changed', 'web', Command(…))"),
+        ("call", "scale('web', 1)"),
+        ("read", "shell('ls', <scale#1>, Command(…))"),
+        ("call", "shell('/bin/sh', '-c', 'ls <scale#1>', Command(…))"),
+        ("read", "shell('ls', Command(…), <scale#1>, <scale#1>, …)"),
+        ("call", "shell(<scale#1>, Command(…))"),
+    ]
+    assert noted.returned == "web\n"
+    assert not (tmp_path / "changed").exists()
 
 
 @pytest.mark.parametrize(("flow", "ends", "steps"), [

@@ -25,7 +25,15 @@ from turnout.testing import Result, serve
 
 ENTRIES = {(each.module, each.name): each for each in _reference.entries()}
 IDS = [name for _, name in ENTRIES]
-SECRETS = ("CHAT_URL", "SHOP_TOKEN", "CRM_KEY", "CRM_HOOK", "SHOP_HOOK", "ORDERS_HOOK")
+SECRETS = (
+    "CHAT_URL",
+    "SHOP_TOKEN",
+    "CRM_KEY",
+    "CRM_HOOK",
+    "SHOP_HOOK",
+    "ORDERS_HOOK",
+    "PGPASSWORD",
+)
 
 RUNS: Mapping[str, tuple[str, Any, Any]] = {
     "budget": ("scale_up", {"service": "web"}, "web +2"),

@@ -29,7 +29,7 @@ def expected() -> dict[int, str]:
 MISTAKES = """
 from __future__ import annotations
 
-from turnout import flow, task
+from turnout import flow, shell, task
 
 
 @task
@@ -50,6 +50,9 @@ async def bill(amount: float) -> str:
     await pack.run(7)  # error
     await charge.map(["much"])  # pyright
     await pack("x")  # error
+    await shell(["ls", 7])  # error
+    await shell(["ls"], stdout="dump")  # error
+    text: str = await shell(["ls"])  # error
     return str(number)
 """
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_overloads
 
+from turnout._signatures import subject_of
+
 from . import CHECKOUT, pages
 from .documents import fields_of_documents
 
@@ -42,7 +44,7 @@ def _exports(module: ModuleType) -> Iterator[str]:
             yield f"class {name}{_signature(value)}"
             yield from (f"    {line}" for line in _members(value))
         elif callable(value):
-            yield from _callable(name, value)
+            yield from _callable(name, subject_of(value))
             yield from (f"{name}.{line}" for line in _members(type(value)) if _is_ours(value))
         else:
             yield f"{name}: {type(value).__name__}"
@@ -50,7 +52,9 @@ def _exports(module: ModuleType) -> Iterator[str]:
 
 def _is_ours(value: object) -> bool:
     """Whether an object that can be called has members of its own, as `kafka` and `http`."""
-    return type(value).__module__ in ("turnout._kafka", "turnout.handlers.actions.http")
+    return type(value).__module__ in (
+        "turnout._kafka", "turnout.handlers.actions.http", "turnout.handlers.actions.shell",
+    )  # fmt: skip
 
 
 def _members(kind: type) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, reveal_type
 
 from turnout import (
@@ -22,6 +23,8 @@ from turnout import (
     poll,
     resource,
     retry,
+    secret,
+    shell,
     sleep,
     task,
     wait_for,
@@ -154,3 +157,18 @@ async def asks(order: Order) -> int:
     reveal_type((await http("PATCH", "https://a.example/", untrusted=True)).status_code)  # int
     await http.get("https://a.example/dump", to=artefact("dump.zst"), redirects=2)
     return answer.status_code
+
+
+@flow
+async def commands(order: Order) -> str:
+    result = await shell(["pg_dump", Path("x")], env={"A": "b", "B": secret("B")}, timeout="1h")
+    reveal_type(result.exit_code)  # int
+    reveal_type((await shell("ls | wc", shell=True, retry=2, allow={1})).stdout)  # str
+    await shell(["cat"], stdin=artefact("a"), stdout=artefact("b"), reads=True)
+    return result.stderr
+
+
+@task(pool="process")
+def command(order: Order) -> bytes:
+    reveal_type(shell.blocking(["ls", order.id]).left_out)  # int
+    return shell.blocking(["ls"], cwd="x", stdin=b"y").stdout_bytes
