@@ -23,6 +23,7 @@ from turnout.service.governance.secrets import has_value
 from . import AnyFlow, problems
 from .budgets import unequal_budgets
 from .cautions import cautions
+from .commands import commands
 from .loader import (
     all_or_nothing,
     explain,
@@ -76,8 +77,9 @@ def check(
         warnings = [*cautions(flows), *_over(flows)]
         for module in modules:
             problems_of_source, warnings_of_source = misused(module)
-            found += [*unawaited(module), *problems_of_source]
-            warnings += [*warnings_of_source, *untrusted_urls(module)]
+            problems_of_commands, warnings_of_commands = commands(module)
+            found += [*unawaited(module), *problems_of_source, *problems_of_commands]
+            warnings += [*warnings_of_source, *untrusted_urls(module), *warnings_of_commands]
         if not flows and not found:
             found.append(
                 SetupError("no flow found; decorate a function with @flow", file=str(files[0]))

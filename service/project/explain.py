@@ -29,7 +29,8 @@ _WAITS = frozenset({"sleep", "wait_for", "approval", "emit", "first", "poll", "b
 """Names of turnout whose calls are recorded, in the modules of the steps."""
 
 HTTP_ACTION = ("turnout.handlers.actions.http", "Http")
-"""Where the type of `http` is, whose calls are steps."""
+SHELL_ACTION = ("turnout.handlers.actions.shell", "Shell")
+"""Where the types of `http` and `shell` are, whose calls are steps."""
 
 _RECORDING = ("turnout.service.steps", "turnout.handlers.actions")
 
@@ -247,8 +248,11 @@ def _recorded(value: Any, method: str) -> tuple[str, str, Mapping[str, Any]] | N
         return value.name, "child run for each item" if method == "map" else "child run", {}
     name = getattr(value, "__name__", "")
     action = getattr(value, "__self__", value)
-    if (type(action).__module__, type(action).__qualname__) == HTTP_ACTION:
+    kind = (type(action).__module__, type(action).__qualname__)
+    if kind == HTTP_ACTION:
         return "http" if action is value else f"http.{name}", "step", {}
+    if kind == SHELL_ACTION:
+        return "shell", "step", {}
     if name in _WAITS and str(getattr(value, "__module__", "")).startswith(_RECORDING):
         return name, "event" if name == "emit" else "wait", {}
     return None

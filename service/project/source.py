@@ -85,6 +85,9 @@ class SourceVisitor(ast.NodeVisitor):
     def value(self, node: ast.expr) -> Any:
         """Return the module, flow, task or function that a name refers to, else None."""
         value = self.named(node)
+        if _is_of_turnout(value) and not is_step(value):  # an action that is called: `shell`
+            called = inspect.getattr_static(type(value), "__call__", None)
+            return called.__func__ if isinstance(called, staticmethod) else called
         # By type: other objects of a user's module may raise on attribute access.
         is_plain = issubclass(type(value), ModuleType | FunctionType | MethodType)
         return value if is_plain or is_step(value) else None

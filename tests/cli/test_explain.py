@@ -153,3 +153,14 @@ def test_an_unknown_flow_is_answered_with_those_there_are(project: Path) -> None
 def test_an_owner_is_a_name() -> None:
     with pytest.raises(SetupError, match="owner='': an owner is 1 to 200 printable characters"):
         flow(name="bill", owner="")(lambda: None)
+
+
+def test_commands_and_requests_are_steps(project: Path) -> None:
+    (project / "asks.py").write_text(
+        "from turnout import flow, http, shell\n\n\n@flow\nasync def asks() -> None:\n"
+        "    await shell(['ls'])\n    await http.get('https://a.example/')\n\n\n"
+        "@flow\ndef lists() -> None:\n    shell.blocking(['ls'])\n"
+    )
+    asked = [(each["name"], each["kind"]) for each in document("asks.py:asks")["steps"]]
+    assert asked == [("shell", "step"), ("http.get", "step")]
+    assert [each["name"] for each in document("asks.py:lists")["steps"]] == ["shell"]

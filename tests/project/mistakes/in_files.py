@@ -1186,6 +1186,49 @@ MORE = (
         "`await budget(…).take(1)` before the change",
     ),
     InFile(
+        "a command that is one text",
+        """
+        @flow
+        async def clean(day: str):
+            await shell(f"rm -r reports/{day}")  # here
+        """,
+        "shell(…) is given one text: write a list of its words, or shell=True to have /bin/sh read "
+        "it",
+        "write a list of its words",
+    ),
+    InFile(
+        "a command whose text an event is part of",
+        """
+        @flow(on=webhook("/clean"))
+        async def clean(data: dict):
+            await shell(f"rm -r reports/{data['day']}", shell=True)  # here
+        """,
+        "shell(…, shell=True): parts of the text come from the event, so whoever sends it chooses "
+        "what this machine runs; write a list of arguments, or shlex.quote(…) around each part",
+        "write a list of arguments",
+        warns=True,
+    ),
+    InFile(
+        "a command that nobody awaits",
+        """
+        @flow
+        async def clean():
+            shell(["rm", "-r", "reports"])  # here
+        """,
+        "shell(…) is called and not awaited, so that it never runs; write `await shell(…)`",
+        "write `await shell(…)`",
+    ),
+    InFile(
+        "a command that blocks the service",
+        """
+        @flow
+        async def clean():
+            shell.blocking(["rm", "-r", "reports"])  # here
+        """,
+        "shell.blocking(…) would block the service in an `async def`: write `await shell(…)`",
+        "write `await shell(…)`",
+    ),
+    InFile(
         "a poll with a plain function",
         """
         def exported(job: str) -> str | Pending:
