@@ -35,7 +35,7 @@ from turnout.service.telemetry.logs import get_logger
 
 from .shell_output import Allowance, Lines, Masked, Tail
 from .shell_pipes import Pipes, Stop
-from .shell_result import ShellError, ShellRefused, ShellResult
+from .shell_result import ShellError, ShellRefused, ShellResult, name_of_signal, not_started
 
 INHERITED = ("PATH", "HOME", "LANG", "TZ")
 """What a command has of the environment of the service."""
@@ -81,12 +81,18 @@ async def run_beside(argv: Sequence[str], command: Command, key: str) -> ShellRe
             done.set_result(context.run(run_command, argv, command, key, stop.wakes))
         except BaseException as error:  # noqa: BLE001  whoever awaits it gets it
             done.set_exception(error)
+        finally:
+            stop.close()
 
     try:
         threading.Thread(target=work, name="turnout-shell", daemon=True).start()
+    except BaseException:
+        stop.close()
+        raise
+    try:
         return await pools.until_done(done, stop.ask)
     finally:
-        stop.close()
+        stop.ask()  # its loop may have been closed
 
 
 def run_command(
@@ -118,9 +124,15 @@ def _refuse_nul(argv: Sequence[str], env: Mapping[str, str]) -> None:
 
 def shown(argv: Sequence[str]) -> str:
     """Return a command for messages: as a shell takes it, cut, with secrets masked."""
-    text = secrets.mask(shlex.join(argv))
+    text = secrets.mask(shlex.join(map(secrets.mask, argv)))  # a quoted value has another form
     text = "".join(each if each.isprintable() else "?" for each in text[:201])
     return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _own_env() -> dict[str, str]:
+    """Return what a guardian has of the environment: where the libraries of Python are."""
+    names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 class _CallOver(Exception):
@@ -169,7 +181,7 @@ class _Running:
         try:
             self._guardian = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARDIAN), *map(str, passed)],
-                stdin=control_read, stdout=stdout_write, stderr=stderr_write, env={},
+                stdin=control_read, stdout=stdout_write, stderr=stderr_write, env=_own_env(),
                 pass_fds=passed, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -313,7 +325,7 @@ class _Running:
         if why is not None and not isinstance(why, TimeoutError):
             raise why
         if self._failure is not None:
-            raise _not_started(shown(self._argv), self._command.cwd, *self._failure)
+            raise not_started(shown(self._argv), self._command.cwd, *self._failure)
         if why is not None:
             raise self._error(f"did not end within {self._command.seconds:g}s", timed_out=True)
 
@@ -323,7 +335,7 @@ class _Running:
             raise self._error("was ended together with its guardian process")
         code = os.waitstatus_to_exitcode(self._status)
         if code < 0:
-            name = _name_of_signal(-code)
+            name = name_of_signal(-code)
             raise self._error(f"was ended by {name}", ended_by=name)
         if code != 0 and code not in self._command.allow:
             raise self._error(f"exited with {code}", exit_code=code)
@@ -367,28 +379,3 @@ def _opened(path: Path | None, command: str) -> IO[bytes]:
 
 def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-_TEMPORARY = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY})
-
-
-def _not_started(command: str, folder: str | None, stage: str, code: int) -> ShellError:
-    """Return why a command could not be started, with what to do."""
-    kind = ShellError if code in _TEMPORARY else ShellRefused
-    why = os.strerror(code)
-    if stage == "folder":
-        return kind(f"{command} cannot be started in cwd={str(folder)[:200]!a}: {why}")
-    hints = {
-        errno.ENOENT: "; the program, or the interpreter of its first line, is not there",
-        errno.EACCES: "; it may not be executed: chmod +x",
-        errno.ENOEXEC: "; it is no program: begin it with a line such as #!/bin/sh",
-        errno.E2BIG: "; pass what is long by stdin=, or in a file",
-    }
-    return kind(f"{command} cannot be started: {why}{hints.get(code, '')}")
-
-
-def _name_of_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"  # of real time

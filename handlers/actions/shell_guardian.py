@@ -284,7 +284,7 @@ def _pidfd(pid: int) -> int | None:
     """Return what becomes readable when a process ends: a fork of it may hold its pipe open."""
     try:
         return os.pidfd_open(pid) if sys.platform == "linux" else None
-    except OSError:
+    except (OSError, AttributeError):  # an old kernel, or a Python that was built on one
         return None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal as signals
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,3 +134,29 @@ class ShellResult:
                 f"{self.left_out:,} bytes of the output are not kept: raise max_bytes="
             )
         return read_json(self.stdout_bytes)
+
+
+_TEMPORARY = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY})
+
+
+def not_started(command: str, folder: str | None, stage: str, code: int) -> ShellError:
+    """Return why a command could not be started, with what to do."""
+    kind = ShellError if code in _TEMPORARY else ShellRefused
+    why = os.strerror(code)
+    if stage == "folder":
+        return kind(f"{command} cannot be started in cwd={str(folder)[:200]!a}: {why}")
+    hints = {
+        errno.ENOENT: "; the program, or the interpreter of its first line, is not there",
+        errno.EACCES: "; it may not be executed: chmod +x",
+        errno.ENOEXEC: "; it is no program: begin it with a line such as #!/bin/sh",
+        errno.E2BIG: "; pass what is long by stdin=, or in a file",
+    }
+    return kind(f"{command} cannot be started: {why}{hints.get(code, '')}")
+
+
+def name_of_signal(number: int) -> str:
+    """Return the name of a signal."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # of real time

@@ -30,6 +30,7 @@ from turnout import (
     shell,
     task,
 )
+from turnout.handlers.actions import shell_command, shell_guardian
 from turnout.service.domain.errors import SetupError
 from turnout.testing import Result, run, serve
 
@@ -136,6 +137,13 @@ def test_a_command_that_a_stop_cut_off_runs_again_with_its_key(tmp_path: Path) -
     assert more == [first]
 
 
+def test_a_command_that_a_crash_left_unrecorded_runs_again_with_its_key() -> None:
+    result = run(twice, "x", crash_at=1)
+    assert (result.result, result.crashes) == (["x\n", "oops\n", 3], 1)
+    first, again, second = Path("keys").read_text().split()
+    assert first == again != second
+
+
 HOSTILE = [
     "--", "-rf", "", " ", "*", "$HOME", "`id`", "$(id)", "; id", "a\nb", "\x1b[2J", "ü",
     "\udcff\udcfe", "%s", "'", '"', "\\", "x" * 100_000,
@@ -228,6 +236,20 @@ def test_a_command_that_fails_leaves_no_artefact() -> None:
     assert run(breaks).result == "NotFound"
 
 
+def test_an_artefact_that_is_too_large_ends_its_command() -> None:
+    @flow(name="too_large")
+    async def too_large() -> None:
+        await shell("yes", shell=True, stdout=artefact("yes"), env=mark.env)
+
+    async def served() -> Result:
+        async with serve(too_large, max_artefact_bytes=100_000) as service:
+            return await service.run(too_large)
+
+    kind, message = said(asyncio.run(served()))
+    assert kind == "not_kept" and "max_artefact_bytes" in message
+    assert mark.processes() == []
+
+
 # ---------------------------------------------------------------- secrets and logs
 
 
@@ -253,6 +275,10 @@ def test_a_secret_reaches_the_command_and_nothing_else(
     assert kind == "ShellError" and message.endswith("exited with 1: bad ********")
     captured = capfd.readouterr()
     assert "horse" not in captured.out + captured.err
+    value = secret("DB_PASSWORD").reveal()
+    with pytest.raises(ShellError) as caught:
+        answered(["sh", "-c", "exit 1", f"it's {value}"])
+    assert str(caught.value) == "sh -c 'exit 1' 'it'\"'\"'s ********' exited with 1"
     with pytest.raises(SetupError, match="everybody on the machine can read the arguments"):
         answered(["psql", secret("DB_PASSWORD")])
 
@@ -452,6 +478,34 @@ def test_nothing_of_it_runs_on(leaves: str, capfd: pytest.CaptureFixture[str]) -
     assert "shell.processes_ended" in capfd.readouterr().err
 
 
+def changed_guardian(monkeypatch: pytest.MonkeyPatch, line: str, instead: str) -> None:
+    """Have commands guarded by a guardian with another line."""
+    source = Path(shell_guardian.__file__).read_text()
+    assert source.count(line) == 1
+    Path("changed_guardian.py").write_text(source.replace(line, instead))
+    monkeypatch.setattr(shell_command, "_GUARDIAN", Path("changed_guardian.py").absolute())
+
+
+def test_a_system_that_cannot_adopt_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed_guardian(monkeypatch, 'if sys.platform != "linux":\n        return None', "return None")
+    group = "(trap '' TERM; sleep 300) & (sleep 300 &); echo up"
+    assert answered(group, shell=True, grace="200ms").stdout == "up\n"
+    assert mark.processes() == []
+    assert answered(["echo", "x"]).stdout == "x\n"
+    with pytest.raises(ShellError, match="did not end within 1s"):
+        answered(f"trap '' TERM; {group}; sleep 300", shell=True, timeout="1s", grace="200ms")
+    assert mark.processes() == []
+
+
+def test_a_kernel_without_lists_of_children_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed_guardian(
+        monkeypatch, "_lists_children = os.path", "_lists_children = False and os.path"
+    )
+    daemon = "(setsid sh -c 'trap \"\" TERM; sleep 300 & sleep 300' &); echo up"
+    assert answered(daemon, shell=True, grace="200ms").stdout == "up\n"
+    assert mark.processes() == []
+
+
 def test_who_kills_the_guardian_is_ended_too() -> None:
     with pytest.raises(ShellError, match="was ended together with its guardian"):
         answered("sleep 300 & kill -9 $PPID; sleep 300", shell=True)
@@ -459,8 +513,8 @@ def test_who_kills_the_guardian_is_ended_too() -> None:
 
 
 def test_a_guardian_that_was_stopped_is_no_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turnout.handlers.actions.shell_command._PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr("turnout.handlers.actions.shell_command._DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(shell_command, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(shell_command, "_DRAIN_SECONDS", 0.2)
     with pytest.raises(ShellError, match="did not end within 1s"):
         answered("kill -STOP $PPID; sleep 300", shell=True, timeout="1s", grace="200ms")
     assert mark.processes() == []
@@ -596,11 +650,12 @@ print(result.left_out, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - befo
 """
 
 
+@pytest.mark.timeout(180)
 def test_a_flood_grows_neither_memory_nor_the_log(full: bool) -> None:
     size = 2**30 if full else 2**26
     told = subprocess.run(
         [sys.executable, "-c", FLOOD, str(size)], capture_output=True, text=True, check=True,
-        timeout=50,
+        timeout=150,
     )  # fmt: skip
     left_out, grown_kib = map(int, told.stdout.split())
     assert left_out == size - 2**20
