@@ -99,7 +99,7 @@ def _call(
         shell,
     )  # fmt: skip
     step = call_task(task, call, {})
-    return to_await(_run_in_a_task(argv, call[len(argv)]), task.words) if step is None else step
+    return to_await(_run_in_a_task(argv, call[-1]), task.words) if step is None else step
 
 
 class Shell:
@@ -136,7 +136,7 @@ class Shell:
         if scope is None:
             if current().services is not None and not pools.in_thread():
                 raise _would_block()
-            return run_command(argv, call[len(argv)], _key_in_a_task(argv))
+            return run_command(argv, call[-1], _key_in_a_task(argv))
         if not pools.in_thread():
             raise _would_block()
         result = in_thread.run(StepCall(task, scope, scope.next_key(task.name), call, {}))
@@ -190,13 +190,11 @@ def _asked(
         max_bytes=parse_size(max_bytes),
         allow=frozenset(allow),
     )
-    # In a dry run; a task is not called with what is not known.
-    unknown = [each for each in (*asked.env.values(), stdin, cwd) if type(each) is Unknown]
     policy = retry_policy(retry)
     if not isinstance(retry, RetryPolicy):
         policy = replace(_USUAL, count=policy.count)
     task: Task[ShellResult] = Task(function=function, name="shell", retry=policy, reads=reads)
-    return argv, task, (*argv, asked, *unknown)
+    return argv, task, (*argv, asked)
 
 
 def _argv(command: Any, shell: bool) -> list[str]:
@@ -259,7 +257,7 @@ def _env(env: Any) -> dict[str, str | Secret]:
 
 def _folder(cwd: Any) -> str | None:
     if cwd is None or type(cwd) is Unknown:
-        return None
+        return None if cwd is None else repr(cwd)
     return _text(os.fspath(cwd) if isinstance(cwd, os.PathLike) else cwd, "cwd=")
 
 
