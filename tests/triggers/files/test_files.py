@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -368,15 +369,14 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
         (tmp_path / f"{number}.csv").touch()
     emit = RecordingEmitter()
     largest = 0
-    loop = asyncio.get_running_loop()
-    waits: list[float] = []
+    turns: list[float] = []
 
     async def measure() -> None:
         nonlocal largest
         while True:
-            began = loop.time()
+            began = time.thread_time()  # of the loop alone: what else runs here does not count
             await asyncio.sleep(0.001)
-            waits.append(loop.time() - began)
+            turns.append(time.thread_time() - began)
             largest = max(largest, int(emit.lags.get("waiting files", 0)))
 
     async with asyncio.TaskGroup() as group:
@@ -390,4 +390,4 @@ async def test_a_full_folder_is_emitted_once_each(tmp_path: Path, full: bool) ->
     assert len(emit.deliveries) == count + 1
     assert len(rows(emit)) == count + 1
     assert largest <= 2000, "found files wait in the folder, not in memory"
-    assert sorted(waits)[len(waits) * 99 // 100] < 0.1, "others on the loop get their turn"
+    assert sorted(turns)[len(turns) * 99 // 100] < 0.1, "others on the loop get their turn"
