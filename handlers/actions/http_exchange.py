@@ -23,10 +23,12 @@ from turnout.service.client.outbound import (
 from turnout.service.governance import secrets
 from turnout.service.governance.secrets import Secret
 from turnout.service.steps.artefacts import Artefact, Attaching
+from turnout.service.steps.recorded_arguments import ShownShort
 
 from .http_response import HttpError, HttpRefused, HttpResponse
 
 _SHOWN_BYTES = 500
+_SHOWN_CHARACTERS = 80
 _WRITE_BYTES = 2**20
 _UNBOUNDED = 2**62
 _WITHOUT_KEY = frozenset({"GET", "HEAD"})
@@ -36,7 +38,7 @@ _MEDIA_TYPE = re.compile(rf"\s*({_PART}/{_PART})\s*(?:;|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(ShownShort):
     """A request as its step is called with it."""
 
     method: str
@@ -49,6 +51,18 @@ class Request:
     redirects: int
     untrusted: bool
     to: Artefact | None
+
+    def shown(self) -> str:
+        """Return the fields of its query, the beginning of its body, and where its answer goes."""
+        shown = [] if not self.params else [f"params={dict(self.params)!r}"]
+        if self.body is not None:
+            is_json = self.headers.get("Content-Type") == "application/json"
+            text = self.body[: 100 * _SHOWN_CHARACTERS].decode("utf-8", "replace")
+            shown.append(f"json={text}" if is_json else f"content={text!r}")
+        if self.to is not None:
+            shown.append(f"to=artefact({self.to.name!r})")
+        text = secrets.mask(", ".join(shown))
+        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 async def exchanged(url: str | Secret, request: Request, key: str) -> HttpResponse:

@@ -25,6 +25,16 @@ _MAX_TEXT = 40
 _MAX_SHOWN = 4
 
 
+class ShownShort:
+    """An argument that says itself how people see it, with secrets masked; "" leaves it out."""
+
+    __slots__ = ()
+
+    def shown(self) -> str:
+        """Return a few words."""
+        raise NotImplementedError
+
+
 def arguments_of(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> RecordedArguments:
@@ -60,10 +70,10 @@ def _placed(
 def _words(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], shown: Callable[[Any], str]
 ) -> str:
-    words = [*map(shown, args[:_MAX_SHOWN])]
+    words = [*filter(None, map(shown, args[:_MAX_SHOWN]))]
     if kwargs:
         words += [f"{key}={shown(kwargs[key])}" for key in [*kwargs][:_MAX_SHOWN]]
-    if len(args) + len(kwargs) > len(words):
+    if len(args) > _MAX_SHOWN or len(kwargs) > _MAX_SHOWN:
         words.append("…")
     return f"{name}({', '.join(words)})"
 
@@ -80,4 +90,6 @@ def _shown(value: Any) -> str:
         return repr(value)
     if kind is int and -(2**63) <= value < 2**63:
         return repr(value)
+    if isinstance(value, ShownShort):
+        return value.shown()
     return repr(value) if kind is Unknown else f"{kind.__name__}(…)"

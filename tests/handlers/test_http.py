@@ -651,3 +651,27 @@ def test_a_dry_run_asks_for_nothing_that_is_made_of_what_is_not_known(
         ", but <create#1> is not known"
     )
     assert [each.path for each in stub.asked] == ["/dry"]
+
+
+def test_people_see_what_a_request_sends_with_its_secrets_masked(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", "wrong-horse-charger")
+
+    @flow(name="shows")
+    async def shows(url: str) -> None:
+        token = secret("SHOP_TOKEN")
+        await http.post(url, json={"item": 7, "token": token.reveal()})
+        await http.put(url, content="x" * 200, params={"of": 1, "token": token})
+        await http.get(url, to=artefact("page"))
+        await http.get(url)
+
+    url = stub.says("/s", Reply(200))
+    steps = run(shows, url).steps.values()
+    assert [each.arguments and each.arguments.words for each in steps] == [
+        f"""http.post('{url}', json={{"item":7,"token":"********"}})""",
+        f"http.put('{url}', params={{'of': 1, 'token': secret('SHOP_TOKEN')}}, "
+        f"content='{'x' * 22}…)",
+        f"http.get('{url}', to=artefact('page'))",
+        f"http.get('{url}')",
+    ]
