@@ -32,6 +32,8 @@ HTTP_ACTION = ("turnout.handlers.actions.http", "Http")
 SHELL_ACTION = ("turnout.handlers.actions.shell", "Shell")
 """Where the types of `http` and `shell` are, whose calls are steps."""
 
+_BUDGET = ("turnout.handlers.actions.budget", "Budget")
+
 _RECORDING = ("turnout.service.steps", "turnout.handlers.actions")
 
 _PURE = frozenset(vars(builtins)) - {"print", "open", "input", "exec", "eval", "__import__"}
@@ -187,7 +189,10 @@ class _Reader:
         if isinstance(function, ast.Attribute):
             value = self._value(function)
             if value is None:
-                value, method = self._value(function.value), function.attr
+                owner, method = function.value, function.attr
+                if isinstance(owner, ast.Call) and method == "take":  # budget(…).take(1)
+                    owner = owner.func
+                value = self._value(owner)
         else:
             value = self._value(function)
         known = _recorded(value, method)
@@ -253,6 +258,8 @@ def _recorded(value: Any, method: str) -> tuple[str, str, Mapping[str, Any]] | N
         return "http" if action is value else f"http.{name}", "step", {}
     if kind == SHELL_ACTION:
         return "shell", "step", {}
+    if kind == _BUDGET and name == "take":
+        return "budget", "wait", {}
     if name in _WAITS and str(getattr(value, "__module__", "")).startswith(_RECORDING):
         return name, "event" if name == "emit" else "wait", {}
     return None

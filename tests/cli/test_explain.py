@@ -145,6 +145,19 @@ def test_people_read_the_same_as_text_with_the_schema_when_asked(project: Path) 
     assert '"properties"' in explained("bill", "--schema")
 
 
+def test_a_take_from_a_budget_is_recorded_however_it_is_declared(tmp_path: Path) -> None:
+    (tmp_path / "scaling.py").write_text(
+        "from turnout import budget, flow\n\n"
+        "scaling = budget('scale', max_changes=3, per='1h')\n\n\n"
+        "@flow\nasync def scales() -> None:\n"
+        "    await scaling.take()\n"
+        "    await budget('mails', max_changes=3, per='1h').take()\n"
+    )
+    told = CliRunner().invoke(cli, ["explain", f"{tmp_path}/scaling.py:scales", "--json"])
+    steps = json.loads(told.stdout)["steps"]
+    assert [(each["name"], each["line"]) for each in steps] == [("budget", 8), ("budget", 9)]
+
+
 def test_an_unknown_flow_is_answered_with_those_there_are(project: Path) -> None:
     with pytest.raises(SetupError, match=r"no flow 'bil' in this folder; there are: bill, child"):
         explained("bil")
