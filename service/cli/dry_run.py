@@ -18,11 +18,12 @@ def report_dry_run(noted: DryRun, run: Run, as_json: bool) -> None:
     if as_json:
         print_json(_document(noted, run, None if failed is None else failed.as_dict()))
     else:
-        table(
-            (Column("would"), Column("what"), Column("step")),
-            ((each.kind, each.words, each.step) for each in noted.steps.values()),
-            empty="nothing would change",
-        )
+        if noted.steps or failed is None:
+            table(
+                (Column("would"), Column("what"), Column("step")),
+                ((each.kind, each.words, each.step) for each in noted.steps.values()),
+                empty="nothing would change",
+            )
         if noted.ended is not None:
             say(f"\nstopped here: {noted.ended}")
         elif failed is not None:

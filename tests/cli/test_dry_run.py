@@ -101,6 +101,10 @@ FLOWS = """
         raise OSError("no route")
 
     @flow
+    async def fails_at_once(service: str) -> None:
+        raise OSError("no route")
+
+    @flow
     def plain(service: str) -> str:
         note("plain")
         return ready("old")
@@ -228,5 +232,7 @@ def test_the_command_prints_it(flows: Path) -> None:
     told = json.loads(done.stdout)
     assert told["would"] == [{"step": "undone#1", "kind": "call", "words": "undone('x')"}]
     assert (told["error"]["type"], told["ended"], told["returned"]) == ("OSError", None, None)
+    done = turnout("run", f"{flows}:fails_at_once", "--input", '"web"', "--dry-run")
+    assert (done.returncode, done.stdout) == (1, ""), "who fails may change something later"
     done = turnout("run", f"{flows}:nothing", "--input", '"web"', "--dry-run")
     assert done.stdout == "nothing would change\n\nit returns 3\n"
