@@ -140,9 +140,10 @@ def repeated_decision(event: Event, *, conflict: bool) -> Decision:
 
 def _is_decided(members: Sequence[NewMember]) -> bool:
     """Whether what windows fire is decided by conditions, or by who comes first."""
-    return any(
-        member.firing.conditions is not None or member.on_timeout is not None for member in members
-    )
+    for member in members:  # no generator: most events have one member
+        if member.firing.conditions is not None or member.on_timeout is not None:
+            return True
+    return False
 
 
 def pack_details(event: Event) -> str | None:
