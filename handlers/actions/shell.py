@@ -211,7 +211,8 @@ def _argv(command: Any, shell: bool) -> list[str]:
         command = ["/bin/sh", "-c", command]
     elif shell:
         raise SetupError("shell([…], shell=True): a command for /bin/sh is one text")
-    if isinstance(command, bytes) or not isinstance(command, Sequence) or not command:
+    is_list = isinstance(command, Sequence) and not isinstance(command, bytes)
+    if not is_list or not command or (type(command[0]) is str and not command[0]):
         raise SetupError(f"shell({command!r:.80}): write a list, such as ['ls', '--all']")
     return [_word(each) for each in command]
 

@@ -124,6 +124,8 @@ def _become(argv: list[bytes], env: dict[bytes, bytes], folder: bytes | None, fa
         os.execvpe(argv[0], argv, env)
     except OSError as error:
         os.write(fails, b"%s %d" % (stage, error.errno or errno.EINVAL))
+    except Exception:  # noqa: BLE001  whatever it is, the command has not been started
+        os.write(fails, b"%s %d" % (stage, errno.EINVAL))
     finally:
         os._exit(127)
 

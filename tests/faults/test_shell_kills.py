@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]  # no stubs
 import pytest
 
 from tests.conftest import Say
-from tests.support.processes import Mark
+from tests.support.processes import Mark, lives
 from tests.support.program import Program, until
 from turnout.handlers.actions import shell_guardian
 
@@ -117,7 +117,7 @@ def program_at(folder: Path, sabotage: str = "", **env: str) -> Program:
     )  # fmt: skip
 
 
-def left_after_kill(program: Program, paths: Sequence[str]) -> tuple[list[str], float]:
+def left_after_kill(program: Program, paths: Sequence[str]) -> tuple[list[psutil.Process], float]:
     """Kill the service while stubborn commands run; returns what is left of them, and after when.
 
     They are waited for as long as they may take.
@@ -127,24 +127,21 @@ def left_after_kill(program: Program, paths: Sequence[str]) -> tuple[list[str], 
         program.ready()
         for path, mark in marks.items():
             program.post(path, {"env": mark.env})
-            until(lambda mark=mark: len(mark.processes()) >= 7, 30, f"the command of {path} runs")  # type: ignore[misc]
+            until(lambda mark=mark: len(mark.found()) >= 7, 30, f"the command of {path} runs")  # type: ignore[misc]
         guardians = [
             each
             for each in psutil.Process(program.pid).children(recursive=True)
             if any(part.endswith("guardian.py") for part in each.cmdline())
         ]
         assert len(guardians) == len(paths)
+        known = [*guardians, *(each for mark in marks.values() for each in mark.found())]
         killed = time.monotonic()
         program.child.send_signal(signal.SIGKILL)
-        program.ended(10)
-
-        def left() -> list[str]:
-            found = [each for mark in marks.values() for each in mark.processes()]
-            return found + [str(each) for each in guardians if each.is_running()]
-
-        while (found := left()) and time.monotonic() - killed < MOST_SECONDS:
-            time.sleep(0.02)
-        return found, time.monotonic() - killed
+        while any(map(lives, known)) and time.monotonic() - killed < MOST_SECONDS:
+            time.sleep(0.01)
+        seconds = time.monotonic() - killed
+        born_since = [each for mark in marks.values() for each in mark.found()]
+        return [*filter(lives, known), *born_since], seconds
 
 
 @pytest.mark.alone
@@ -165,8 +162,7 @@ def test_without_the_guardian_something_is_left(tmp_path: Path) -> None:
         assert len(left) >= 4, "the check must notice it"
     finally:
         for each in left:
-            if each[0].isdecimal():
-                psutil.Process(int(each.split()[0])).kill()
+            each.kill()
 
 
 def test_a_kill_at_each_boundary_repeats_at_most_the_command_in_flight(tmp_path: Path) -> None:
@@ -213,11 +209,11 @@ def test_a_clean_stop_hands_the_run_back_and_leaves_nothing(tmp_path: Path) -> N
     with program.start():
         program.ready()
         run_id = program.post("stubborn", {"env": mark.env})
-        until(lambda: len(mark.processes()) >= 7, 30, "the command runs")
+        until(lambda: len(mark.found()) >= 7, 30, "the command runs")
         program.stop(30)
-        until(lambda: not mark.processes(), MOST_SECONDS, "nothing is left")
+        until(lambda: not mark.found(), MOST_SECONDS, "nothing is left")
         program.start().ready()
-        until(lambda: len(mark.processes()) >= 7, 30, "it runs again")
+        until(lambda: len(mark.found()) >= 7, 30, "it runs again")
         assert program.api(f"/runs/{run_id}")["attempts"] == 0, "no attempt was spent"
 
 
@@ -226,14 +222,14 @@ def test_a_cancelled_run_ends_its_command(tmp_path: Path) -> None:
     with program.start():
         program.ready()
         run_id = program.post("plain", {"env": mark.env})
-        until(lambda: len(mark.processes()) >= 7, 30, "the command runs")
+        until(lambda: len(mark.found()) >= 7, 30, "the command runs")
         token = (program.data / "api-token").read_text().strip()
         answer = program.ask(
             f"/api/runs/{run_id}/cancel", method="POST",
             headers={"Authorization": f"Bearer {token}"},
         )  # fmt: skip
         assert answer is not None and answer.status == 200, answer
-        until(lambda: not mark.processes(), 10, "nothing is left")
+        until(lambda: not mark.found(), 10, "nothing is left")
 
 
 def test_an_artefact_of_any_size_is_written_at_flat_memory(

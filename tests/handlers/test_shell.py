@@ -328,6 +328,29 @@ def test_an_exit_code_says_what_it_wrote() -> None:
     assert (caught.value.exit_code, caught.value.signal, caught.value.stderr) == (4, None, "bad\n")
 
 
+def test_a_caught_error_is_the_same_when_the_run_resumes() -> None:
+    @flow(name="catches")
+    async def catches() -> list[Any]:
+        told: list[Any] = []
+        for command in ("echo bad >&2; exit 4", "kill -9 $$"):
+            try:
+                await shell(command, shell=True)
+            except ShellError as error:
+                told += [error.exit_code, error.signal, error.timed_out, error.stderr]
+        try:
+            await shell(["no-such-program"])
+        except ShellRefused as error:
+            told += [error.exit_code, str(error)[:15]]
+        await shell(["true"])
+        return told
+
+    result = run(catches, crash_at=4)
+    assert result.crashes == 1
+    assert result.result == [
+        4, None, False, "bad\n", None, "SIGKILL", False, "", None, "no-such-program",
+    ]  # fmt: skip
+
+
 def test_a_signal_is_named() -> None:
     with pytest.raises(ShellError, match="was ended by SIGSEGV") as caught:
         answered(["sh", "-c", "kill -SEGV $$"], allow={-11, 139})
@@ -389,6 +412,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (["ls"], {"shell": 1}, "write shell=True, or leave it out"),
     ([], {}, "write a list, such as ['ls', '--all']"),
     (b"ls", {}, "write a list"),
+    (["", "x"], {}, "write a list"),
     (None, {}, "write a list"),
     ({"ls"}, {}, "write a list"),
     (["ls", 7], {}, "an argument is text: write str(…)"),

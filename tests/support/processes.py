@@ -20,13 +20,24 @@ class Mark:
     def env(self) -> dict[str, str]:
         return {NAME: self.value}
 
+    def found(self) -> list[psutil.Process]:
+        """Return the processes that live and have the mark."""
+        return [each for each in psutil.process_iter() if lives(each) and self._is_on(each)]
+
     def processes(self) -> list[str]:
-        """Return the processes that live and have the mark, in words."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(NAME) == self.value and process.status() != "zombie":
-                    found.append(f"{process.pid} {' '.join(process.cmdline())[:80]}")
-            except psutil.Error:  # it has ended, or is another's
-                continue
-        return found
+        """Return the same in words."""
+        return [str(each) for each in self.found()]
+
+    def _is_on(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(NAME) == self.value)
+        except psutil.Error:  # it has ended, or is another's
+            return False
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that nobody has reaped yet has."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
