@@ -45,10 +45,12 @@ async def watch_disk(journal: Retention) -> None:
     reported: str | None = None
     while True:
         await asyncio.sleep(CHECK_SECONDS)
-        if journal.writable is not None:
+        refused = journal.writable
+        if refused is not None:
             with suppress(JournalFull):
                 await journal.probe()
-        why = journal.writable or journal.short_of_space
+        # Also where the probe, a small write, succeeds: what was refused may have been larger.
+        why = refused or journal.writable or journal.short_of_space
         if why is not None and reported is None:
             log.error("journal.full", error=why)
         elif why is None and reported is not None:

@@ -274,3 +274,26 @@ def test_a_full_disk_is_said_once_and_so_is_its_end(program: Program, tmp_path: 
     finally:
         program.kill()
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_though_less_than_what_was_refused_still_fits(
+    program: Program, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=True)
+    try:
+        program.data = disk / "data"
+        program.env = {**program.env, "TURNOUT_MIN_FREE_BYTES": "0"}
+        program.start().ready()
+        body = b'{"x": "' + b"y" * 60_000 + b'"}'
+
+        def is_refused() -> bool:
+            answer = program.ask("/hooks/note", method="POST", body=body)
+            return answer is not None and answer.status == 503
+
+        until(is_refused, 20, "a refusal")
+        program.said("journal.full", 10)
+    finally:
+        program.kill()
+        subprocess.run(["umount", "-l", str(disk)], check=True)
