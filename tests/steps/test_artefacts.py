@@ -16,6 +16,7 @@ from turnout import Fail, artefact, by_input, current, flow, secret, task
 from turnout.service.domain.errors import JournalFull, MisplacedTask, NotFound, NotKept
 from turnout.service.journal.contract import Attachment
 from turnout.service.journal.records import StoredArtefact
+from turnout.service.journal.sqlite.staging import StagedBlob
 from turnout.service.steps import artefacts
 from turnout.testing import serve
 from turnout.testing.service import Service
@@ -382,6 +383,41 @@ async def test_what_cannot_be_kept_is_refused_by_name(
         assert error is not None and error.message.endswith("is turnout's own"), error
         await no_parts_left(service)
         assert blobs(service) == []
+
+
+async def test_a_file_that_changes_while_it_is_attached_is_bounded_and_leads_nowhere_else(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = StagedBlob.write
+    source = working_folder / "source"
+
+    def grown(staged: StagedBlob, data: bytes) -> None:
+        write(staged, data)
+        with source.open("ab") as more:
+            more.write(b"x" * 1000)
+
+    def replaced(staged: StagedBlob, data: bytes) -> None:
+        write(staged, data)
+        source.unlink(missing_ok=True)
+        source.symlink_to("/etc/passwd")
+
+    @task
+    def attaches() -> None:
+        source.write_bytes(b"inside")
+        current().attach("a", Path("source"))
+
+    @flow(name="changing")
+    async def changing() -> None:
+        await attaches.run()
+
+    async with serve(changing, max_artefact_bytes=100_000) as service:
+        monkeypatch.setattr(StagedBlob, "write", grown)
+        error = (await service.run(changing)).error
+        assert error is not None and "has more than 100,000 bytes" in error.message
+        monkeypatch.setattr(StagedBlob, "write", replaced)
+        result = await service.run(changing)
+        assert await contents(service, result.id) == {"a": b"inside"}
+        await no_parts_left(service)
 
 
 @flow
