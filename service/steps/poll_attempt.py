@@ -85,13 +85,18 @@ async def _suspend_again(context: RunContext, failed_dependencies: Sequence[str]
     services, run = context.services, context.claimed
     assert services is not None
     waits = dict.fromkeys(run.polls, 0)
+    open_steps = [*_open_steps(context)]
+    left = {key for step in open_steps if step.task == POLL for key in PollRecord.of(step).left}
     if run.has_waits:
-        rows = await services.journal.waits(run.claim.run_seq)
+        found = await services.journal.waits(run.claim.run_seq)
+        rows = [row for row in found if row.key not in left]
         if any(row.woken is not None for row in rows):
             return
         waits |= {row.key: 0 for row in rows}  # what comes from now on makes the run due
     now, due_at = services.now(), None
-    for step in _open_steps(context):
+    for step in open_steps:
+        if step.key in left:
+            continue
         at = PollRecord.of(step).next if step.task == POLL else until(step)
         if at is not None and at <= now and step.task != POLL:
             return

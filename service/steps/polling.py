@@ -12,6 +12,7 @@ Not here: the attempt that checks (`poll_attempt`), and what authors call (`hand
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.task import Task
 from turnout.service.domain.unknown import Unknown
 from turnout.service.governance import secrets
-from turnout.service.journal.records import POLL, StepRecord
+from turnout.service.journal.records import POLL, SLEEP, StepRecord
 
 from .context import RunContext
 from .durable_wait import Came, Joining, Wait, until
@@ -33,6 +34,7 @@ from .recording import store
 from .scope import current_scope, inside
 from .services import LeavesOut
 from .step import StepCall
+from .suspension import Suspend
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ class PollRecord:
     """What is recorded of a poll: what it calls, how often, and how far it is.
 
     `tries` is the number of the next try of the next check. `lost` says why the call could not be
-    loaded any more.
+    loaded any more. `left` are open waits that the flow no longer waits for.
     """
 
     check: str
@@ -56,6 +58,7 @@ class PollRecord:
     said: str = ""
     tries: int = 1
     lost: str = ""
+    left: tuple[str, ...] = ()
 
     def pack(self) -> bytes:
         """Return the bytes the journal stores."""
@@ -73,7 +76,11 @@ class PollRecord:
             stored["until"] = self.until.isoformat()
         if self.last is not None:
             stored["last"] = self.last.isoformat()
-        return orjson.dumps(stored | ({"lost": self.lost} if self.lost else {}))
+        if self.lost:
+            stored["lost"] = self.lost
+        if self.left:
+            stored["left"] = self.left
+        return orjson.dumps(stored)
 
     @classmethod
     def of(cls, known: StepRecord) -> PollRecord:
@@ -92,6 +99,7 @@ class PollRecord:
             said=stored["said"],
             tries=stored["tries"],
             lost=stored.get("lost", ""),
+            left=tuple(stored.get("left", ())),
         )
 
     def after(self, pending: Pending, now: datetime) -> PollRecord:
@@ -245,13 +253,30 @@ async def called(call: StepCall, key: str) -> Any:
 async def drop_left(context: RunContext) -> None:
     """Drop the polls of a suspended run that it does not wait for any more.
 
-    Another branch has failed, say, and the flow went on without them.
+    Another branch has failed, say, and the flow went on without them. Other waits of that kind are
+    noted with the polls that go on: their end does not bring the flow on.
     """
     suspended = None if context.root is None else context.root.suspended
     if suspended is None or context.services is None:
         return
     run, now = context.claimed, context.services.now()
+    left = tuple(_left(run.recorded.values(), suspended))
     for key in {**dict.fromkeys(run.polls), **context.polls}:
         known = context.polls.get(key) or run.recorded[key]
-        if key not in suspended.waits and known.state == "waiting":
+        if known.state != "waiting":
+            continue
+        if key not in suspended.waits:
             await store(context, replace(known, state="dropped", finished_at=now))
+        elif (noted := PollRecord.of(known)).left != left:
+            await store(context, replace(known, result=replace(noted, left=left).pack()))
+
+
+def _left(recorded: Iterable[StepRecord], suspended: Suspend) -> Iterator[str]:
+    """Yield the open waits that a suspended run does not wait for, the polls aside."""
+    due_at = suspended.due_at
+    for step in recorded:
+        if step.state != "waiting" or step.task == POLL or step.key in suspended.waits:
+            continue
+        is_awaited = step.task == SLEEP and due_at is not None and (until(step) or due_at) >= due_at
+        if not is_awaited:
+            yield step.key

@@ -24,7 +24,7 @@ from turnout.service.domain.task import Task
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.governance import secrets
-from turnout.service.journal.records import Opening, StepRecord
+from turnout.service.journal.records import SLEEP, Opening, StepRecord
 
 from .durable_wait import Came, Wait, begun, host_of, refuse_thread, scope_for, to_its_end
 from .recording import store
@@ -288,5 +288,5 @@ def _event() -> Event:
     raise NotImplementedError
 
 
-_SLEEP: Task[None] = Task(function=lambda: None, name="sleep", retry=RetryPolicy())
+_SLEEP: Task[None] = Task(function=lambda: None, name=SLEEP, retry=RetryPolicy())
 _WAIT_FOR: Task[Event] = Task(function=_event, name="wait_for", retry=RetryPolicy())

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -424,6 +425,41 @@ async def test_a_poll_beside_a_branch_that_failed_looks_no_more() -> None:
         result = await service.run(beside_a_failure, "x")
     assert result.result.startswith("broken (run ")
     assert times() == [timedelta(0), timedelta(minutes=1)]
+
+
+bodies: list[timedelta] = []
+
+
+@flow
+async def quick() -> None: ...
+
+
+@flow
+async def naps() -> None:
+    await sleep("90s")
+
+
+@flow
+async def behind_a_failure(name: str) -> str:
+    bodies.append(clocks[0].now() - START)
+
+    async def sleeps() -> None:
+        await sleep("150s")
+
+    with suppress(OSError):
+        await gather(breaks(), quick(), naps(), sleeps())
+    return await poll(ready, name, every="1m", timeout="1h")
+
+
+async def test_what_a_failed_gather_has_left_does_not_run_the_flow_at_every_check() -> None:
+    bodies.clear()
+    async with serve(behind_a_failure, quick, naps) as service:
+        clocks[:] = [service.clock]
+        result = await service.run(behind_a_failure, "x")
+    assert result.error is not None and result.error.type == "PollTimeout"
+    assert len(times()) == 61 and result.attempts == 1
+    # The first, when something that was left is over (once for each), and the end.
+    assert len(bodies) <= 6, bodies
 
 
 # ---------------------------------------------------------------- what operators do

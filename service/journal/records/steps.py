@@ -37,6 +37,9 @@ PAUSED = "~pause"
 POLL = "poll"
 """The task of the steps that poll something outside."""
 
+SLEEP = "sleep"
+"""The task of the steps that wait for time alone."""
+
 SKIPPED = "skipped"
 CUT_OFF = "cut_off"
 """The types of errors of steps that the failure of another branch kept from running, or ended.
