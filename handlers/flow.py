@@ -21,13 +21,13 @@ from turnout.service.domain.windows.checks import is_window
 from turnout.service.domain.windows.window import Window
 from turnout.service.flowcontrol.bound import checked_max_queued
 from turnout.service.flowcontrol.cancel_on import CancelOn, Match, checked_cancel_on
-from turnout.service.flowcontrol.dependency import Dependency
+from turnout.service.flowcontrol.dependency import Dependency, dependency
 from turnout.service.flowcontrol.limit import Limit, limit
 from turnout.service.flowcontrol.mode import checked_mode
 from turnout.service.flowcontrol.priority import NAMES, Priority
-from turnout.service.flowcontrol.rate_limit import RateLimit
+from turnout.service.flowcontrol.rate_limit import RateLimit, rate_limit
 from turnout.service.flowcontrol.start_timeout import parse_start_timeout
-from turnout.service.flowcontrol.throttle import Throttle, numbered
+from turnout.service.flowcontrol.throttle import Throttle, numbered, throttle
 from turnout.service.flowcontrol.unique import Unique
 from turnout.service.steps import children
 from turnout.service.steps.author_code import where
@@ -324,6 +324,11 @@ def _triggers(on: Any, option: str = "on") -> tuple[Trigger, ...]:
     listed = (on,) if isinstance(on, str) or not isinstance(on, Iterable) else tuple(on)
     for each in listed:
         if is_window(each):
+            if len(listed) == 1 and option == "on":
+                raise SetupError(
+                    f"{each.kind}(…) is a window, which stands alone in on=: write "
+                    f"on={each.kind}(…), without a list"
+                )
             raise SetupError(
                 f"{each.kind}(…) is a window, which stands alone in on=: give other triggers a "
                 "flow of their own, and name a trigger in awaits= and cancel_on="
@@ -392,7 +397,7 @@ def _limit(one: Any, given: Any) -> Limit:
         return limit(one)
     if not isinstance(one, Limit):
         raise SetupError(
-            f"concurrency={given!r}: write a count, limit(8, per=lambda event: …), "
+            f"concurrency={_said(given)}: write a count, limit(8, per=lambda event: …), "
             'limit("db", 3), or a list of them'
         )
     return one
@@ -406,11 +411,19 @@ def _rates(rate: Any) -> tuple[Throttle | RateLimit, ...]:
         if not isinstance(each, Throttle | RateLimit):
             example = repr(each) if isinstance(each, str) else '"100/m"'
             raise SetupError(
-                f"rate={each!r}: write throttle({example}), which lets runs wait, or "
+                f"rate={_said(each)}: write throttle({example}), which lets runs wait, or "
                 f"rate_limit({example}), which skips them, or a list of these"
             )
         _asked(each.per, "per")
     return numbered(listed)
+
+
+def _said(given: Any) -> str:
+    """Return what an author gave as it is written: a rule by its function, else its repr."""
+    if isinstance(given, Limit | Throttle | RateLimit | Dependency):
+        names = {Limit: limit, Throttle: throttle, RateLimit: rate_limit, Dependency: dependency}
+        return f"{names[type(given)].__name__}(…)"
+    return repr(given)
 
 
 def _asked(question: Any, option: str) -> Any:
@@ -480,7 +493,9 @@ def _needs(needs: Any) -> tuple[Dependency, ...]:
     listed = tuple(needs) if several else (needs,)
     for each in listed:
         if not isinstance(each, Dependency):
-            raise SetupError(f'needs={each!r}: write needs=dependency("crm"), or a list of them')
+            raise SetupError(
+                f'needs={_said(each)}: write needs=dependency("crm"), or a list of them'
+            )
     names = [each.name for each in listed]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -228,7 +228,13 @@ def load(config: Path | None = None, **chosen: Any) -> Settings:
     if config is not None or file.is_file():
         try:
             values = tomllib.loads(file.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except tomllib.TOMLDecodeError as error:
+            raise SetupError(
+                f"cannot read the settings: {error}; a line is written port = 8080, or "
+                'host = "127.0.0.1" with quotes',
+                file=str(file),
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
             raise SetupError(f"cannot read the settings: {error}", file=str(file)) from None
     _refuse_unknown(values, file)
     renamed = _renamed(values, file)

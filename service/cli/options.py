@@ -29,7 +29,7 @@ limit_option = click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most."
 )
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    "--data", type=click.Path(path_type=Path), metavar="DIR",
     help="Folder of the journal.  [TURNOUT_DATA; default: turnout-data]",
 )  # fmt: skip
 config_option = click.option(

@@ -27,6 +27,8 @@ def cautions(flows: Sequence[AnyFlow]) -> Iterator[SetupError]:
             *_of_rules(flow),
             *_of_order(flow),
             *_of_retries(flow, tasks),
+            *_of_paths(flow),
+            *_of_lists(flow),
         ):
             yield SetupError(f"{flow.words}: {warning}", file=flow.file, line=flow.line)
         yield from _of_state(flow)
@@ -93,6 +95,28 @@ def _of_retries(flow: AnyFlow, tasks: Sequence[Task[Any]]) -> Iterator[str]:
             yield (
                 f"retry={flow.retry.count} and the retry={task.retry.count} of {task.words} "
                 f"multiply: one call that keeps failing is made {calls} times; keep one of them"
+            )
+
+
+def _of_paths(flow: AnyFlow) -> Iterator[str]:
+    for trigger in flow.triggers:
+        route = trigger.route if trigger.kind == "webhook" and hasattr(trigger, "route") else ""
+        if route.startswith("/hooks/"):
+            yield (
+                f"{trigger.name} is called at /hooks{route}; a path is what comes after /hooks: "
+                f'write webhook("{route.removeprefix("/hooks")}")'
+            )
+
+
+def _of_lists(flow: AnyFlow) -> Iterator[str]:
+    window = flow.window
+    if window is None or window.kind != "debounce" or window.settings.gives_list:
+        return
+    for name, annotation in flow.function.__annotations__.items():
+        if name != "return" and str(annotation).removeprefix("<class '").startswith("list"):
+            yield (
+                f"parameter {name!r} is a list, and debounce(…) calls the flow with its last "
+                'event; for a list of all write keep="all"'
             )
 
 

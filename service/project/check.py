@@ -2,13 +2,14 @@
 
 A file runs statement by statement, so that one mistake does not hide the next. Not here: what makes
 flows one project (`project`), forgotten awaits (`unawaited`), other mistakes that the source shows
-(`misused`), and what may surprise (`cautions`).
+(`misused`, `misplaced`, `arguments`), and what may surprise (`cautions`).
 """
 
 from __future__ import annotations
 import __future__
 
 import ast
+import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.governance.secrets import has_value
 
 from . import AnyFlow, problems
+from .arguments import arguments
 from .budgets import unequal_budgets
 from .cautions import cautions
 from .commands import commands
@@ -34,6 +36,7 @@ from .loader import (
     tasks_of,
     unreachable,
 )
+from .misplaced import misplaced
 from .misused import misused
 from .unawaited import unawaited
 from .untrusted_urls import untrusted_urls
@@ -76,10 +79,12 @@ def check(
         found += unequal_budgets(modules)
         warnings = [*cautions(flows), *_over(flows)]
         for module in modules:
-            problems_of_source, warnings_of_source = misused(module)
-            problems_of_commands, warnings_of_commands = commands(module)
-            found += [*unawaited(module), *problems_of_source, *problems_of_commands]
-            warnings += [*warnings_of_source, *untrusted_urls(module), *warnings_of_commands]
+            found += unawaited(module)
+            for look in (misused, misplaced, arguments, commands):
+                problems_of_source, warnings_of_source = look(module)
+                found += problems_of_source
+                warnings += warnings_of_source
+            warnings += untrusted_urls(module)
         if not flows and not found:
             found.append(
                 SetupError("no flow found; decorate a function with @flow", file=str(files[0]))
@@ -124,7 +129,10 @@ def _examine(path: Path, found: list[SetupError]) -> ModuleType:
             block = ast.Module([statement], [])
             code = compile(block, str(module.__file__), "exec", flags, dont_inherit=True)
             try:
-                exec(code, module.__dict__)
+                # What is not awaited is a problem of its own, which says the line.
+                with python_warnings.catch_warnings():
+                    python_warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+                    exec(code, module.__dict__)
             except BaseException as error:  # foreign code may raise anything
                 if isinstance(error, KeyboardInterrupt):
                     raise
@@ -180,5 +188,5 @@ def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Call) and node.args:
             called, first = node.func, node.args[0]
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            if name == "secret" and isinstance(first, ast.Constant):
+            if name == "secret" and isinstance(first, ast.Constant) and first.value:
                 yield str(first.value), node.lineno

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -249,6 +250,14 @@ def explain(error: BaseException, path: Path) -> SetupError:
             file=file,
             line=line,
         )
+    if isinstance(error, KeyError) and _of_environment(error):
+        name = error.args[0]
+        return SetupError(
+            f"the environment variable {name} is not set; set it, or write "
+            f'os.environ.get("{name}", "…"); a trigger and an action take secret("{name}")',
+            file=file,
+            line=line,
+        )
     meaning = meaning_of(error, names)
     if meaning is not None:
         return SetupError(meaning, file=file, line=line)
@@ -259,6 +268,15 @@ def explain(error: BaseException, path: Path) -> SetupError:
     text = " ".join(message_of(error).split())
     return SetupError(f"{type(error).__name__}: {text}" if text else type(error).__name__,
                       file=file, line=line)  # fmt: skip
+
+
+def _of_environment(error: KeyError) -> bool:
+    """Whether a variable that is not set was read from `os.environ`."""
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = frames[-1] if frames else None
+    return last is not None and (last.co_name, last.co_filename) == (
+        "__getitem__", type(os.environ).__getitem__.__code__.co_filename,
+    )  # fmt: skip
 
 
 def _is_users(filename: str, path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Find mistakes in a flow file that its source shows: for `turnout check`.
 
 Problems are calls and attributes that fail whenever they are reached; warnings are calls that work
-and harm others, as those that block the event loop. Not here: what is not awaited (`unawaited`).
+and harm others, as those that block the event loop. Not here: what is not awaited (`unawaited`),
+and calls whose arguments cannot work (`arguments`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from datetime import timedelta
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,9 +21,7 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.guess import OF_CURRENT, OF_EVENT, no_attribute
-from turnout.service.domain.pending import problem_of_check
 from turnout.service.domain.task import Task
-from turnout.service.domain.units import is_duration, parse_duration
 
 from .source import AnyFunction, SourceVisitor, first_line
 
@@ -33,8 +31,6 @@ _QUESTIONS = frozenset({"when", "per", "key", "ordered_by", "priority"})
 """Options whose function is asked about an event."""
 
 _OF_EVENTS = frozenset((*dir(Event), *(each.name for each in fields(Event))))
-
-_RESTLESS = timedelta(milliseconds=100)
 
 _BLOCKING = re.compile(
     r"time\.sleep|subprocess\.(run|call|check_call|check_output|getoutput|getstatusoutput)"
@@ -83,9 +79,6 @@ class _Visitor(SourceVisitor):
         self._refuse_plain_call(node, called)
         self._refuse_unknown_wait(node, called)
         if _is_of_turnout(called):
-            self._refuse_arguments(node, called.__name__)
-            if called.__name__ == "poll":
-                self._check_poll(node)
             self._asked |= {
                 each.value
                 for each in node.keywords
@@ -172,56 +165,6 @@ class _Visitor(SourceVisitor):
                 f"watch; write @flow(awaits=[{written}])",
             )
 
-    def _refuse_arguments(self, node: ast.Call, name: str) -> None:
-        """Refuse what is written into a call and cannot be one of its arguments."""
-        first = node.args[0] if node.args else None
-        if name == "gather" and isinstance(first, ast.List | ast.ListComp | ast.GeneratorExp):
-            self.report(node, "gather(…) takes the calls themselves, not a list: gather(*[…])")
-        if name == "sleep":
-            self._refuse_duration(node, "sleep(…)", first)
-        if name in ("wait_for", "approval"):
-            for each in node.keywords:
-                if each.arg == "timeout":
-                    self._refuse_duration(node, f"{name}(timeout=…)", each.value)
-
-    def _check_poll(self, node: ast.Call) -> None:
-        """Refuse what a poll cannot call; warn of one that checks without rest, or once."""
-        options = {each.arg: each.value for each in node.keywords}
-        for name in ("every", "timeout"):
-            self._refuse_duration(node, f"poll({name}=…)", options.get(name))
-        every = options.get("every")
-        said = every.value if isinstance(every, ast.Constant) else None
-        if isinstance(said, str) and is_duration(said) and parse_duration(said) < _RESTLESS:
-            self._warn(
-                node,
-                f"poll(every={said!r}) checks without rest, with a write to disk each time; write "
-                'every="1s" or more',
-            )
-        if not node.args:
-            return
-        written, check = ast.unparse(node.args[0]), self.named(node.args[0])
-        problem = None if check is None else problem_of_check(check)
-        if problem is not None:
-            self.report(node, f"poll({written}, …): {problem}")
-        elif isinstance(check, Task) and not _mentions_pending(check):
-            self._warn(
-                node,
-                f"poll({written}, …): {check.words} never returns Pending(), so the first check "
-                "ends the poll, also with None; return Pending() while there is nothing",
-            )
-
-    def _warn(self, node: ast.Call, message: str) -> None:
-        self.warnings.append(SetupError(message, file=self.file, line=node.lineno))
-
-    def _refuse_duration(self, node: ast.Call, where: str, given: ast.expr | None) -> None:
-        value: Any = given.value if isinstance(given, ast.Constant) else None
-        if value is None:
-            return
-        try:
-            parse_duration(value)
-        except SetupError as error:
-            self.report(node, f"{where}: {error.message}")
-
     def _refuse_unknown_context(self, node: ast.Attribute, called: Any) -> None:
         """Refuse an attribute that `current()` does not have."""
         if not _is_of_turnout(called) or (called.__module__, called.__name__) != (
@@ -280,13 +223,6 @@ def _declares(decorator: ast.expr, visitor: SourceVisitor, *kinds: str) -> bool:
         and (value.__module__, value.__name__) in _DECORATORS
         and value.__name__ in kinds
     )
-
-
-def _mentions_pending(check: Task[Any]) -> bool:
-    """Whether the code of a task, or its annotation, names `Pending`; or what it calls may."""
-    function = check.function
-    said = str(getattr(function, "__annotations__", {}).get("return", ""))
-    return "Pending" in said or "Pending" in function.__code__.co_names
 
 
 def _is_of_turnout(value: Any) -> bool:

@@ -37,7 +37,8 @@ class _Visitor(SourceVisitor):
     def visit_Expr(self, node: ast.Expr) -> None:  # noqa: N802  the name that `ast` calls
         if isinstance(node.value, ast.Call) and self._refused_here(node.value) is None:
             called = self._to_await(node.value)
-            if called is not None:
+            is_flow = issubclass(type(self.value(node.value.func)), Flow)
+            if called is not None and (self.functions or not is_flow):  # else it is `misplaced`
                 self.report(node, f"{called}(…) is called and not awaited, so that it never runs; "
                                  f"{self._fix(called)}")  # fmt: skip
         self.generic_visit(node)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from turnout.service.domain.errors import message_of
 from turnout.service.domain.guess import closest
 
 _UNEXPECTED = re.compile(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'")
 _MISSING = re.compile(r"([\w.]+)\(\) missing \d+ required [\w-]+ arguments?: (.+)")
-_TOO_MANY = re.compile(r"([\w.]+)\(\) takes .+ positional arguments? but \d+ ")
+_TOO_MANY = re.compile(r"([\w.]+)\(\) takes (.+) positional arguments? but \d+ ")
+_QUOTED = re.compile(r"'(\w+)'")
 _CANNOT_IMPORT = re.compile(r"cannot import name '(\w+)' from 'turnout(?:\.testing)?'")
 
 _NAMES: Mapping[str, str] = {
@@ -73,6 +74,27 @@ _OPTIONS: Mapping[str, Mapping[str, str]] = {
               "delay": "settle=", "recursive": '"**" in the pattern: "inbox/**/*.csv"'},
     "limit": {"key": "per=", "by": "per="}, "throttle": {"key": "per=", "by": "per="},
     "rate_limit": {"key": "per=", "by": "per="},
+    "http": {"data": "json=, or content= for bytes and text", "body": "json= or content=",
+             "files": "content=", "auth": 'headers={"Authorization": secret("NAME")}',
+             "token": 'headers={"Authorization": secret("NAME")}', "query": "params=",
+             "follow_redirects": "redirects=", "allow_redirects": "redirects=",
+             "max_retries": "retry=", "stream": 'to=artefact("NAME")',
+             "status": "allow={404}", "expect": "allow={404}", "max_size": "max_bytes="},
+    "poll": {"interval": "every=", "delay": "every=", "wait": "every=", "period": "every=",
+             "retry": "retry= of the task it calls", "until": "timeout=",
+             "max_wait": "timeout=", "within": "timeout="},
+    "approval": {"message": "text=", "question": "text=", "prompt": "text=", "form": "fields=",
+                 "model": "fields=", "schema": "fields=", "context": "data=",
+                 "expires": "timeout=", "within": "timeout="},
+    "wait_for": {"filter": "match=", "where": "match=", "within": "timeout="},
+    "budget": {"limit": "max_changes=", "max": "max_changes=", "count": "max_changes=",
+               "period": "per=", "window": "per=", "within": "per="},
+    "attach": {"content_type": "type=", "mime": "type="},
+    "debounce": {"key": "per=", "by": "per=", "delay": 'debounce(webhook("/x"), "5s")',
+                 "wait": 'debounce(webhook("/x"), "5s")', "max_wait": "max="},
+    "batch": {"key": "per=", "by": "per=", "size": 'batch(webhook("/x"), 500, "2s")',
+              "max_size": 'batch(webhook("/x"), 500, "2s")',
+              "within": 'batch(webhook("/x"), 500, "2s")'},
 }  # fmt: skip
 """By function: what other tools, or other functions here, call an option."""
 
@@ -112,15 +134,17 @@ def _no_name(name: str) -> str:
 
 def _call(message: str, names: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a call of a function of turnout's, called where `names` are."""
-    for pattern, explain in (
-        (_UNEXPECTED, _unexpected), (_MISSING, _missing), (_TOO_MANY, _too_many),
-    ):  # fmt: skip
-        found = pattern.match(message)
-        if found is not None:
-            name = found[1].rpartition(".")[2]
-            function = _of_turnout(name, names)
-            return None if function is None else explain(name, function, found)
-    return None
+    kinds = (_UNEXPECTED, _MISSING, _TOO_MANY)
+    found = next((said for said in (each.match(message) for each in kinds) if said), None)
+    name = "" if found is None else found[1].rpartition(".")[2]
+    function = _of_turnout(name, names)
+    if found is None or function is None:
+        return None
+    if found.re is _UNEXPECTED:
+        return unexpected(name, function, found[2])
+    if found.re is _MISSING:
+        return missing(name, function, _QUOTED.findall(found[2]))
+    return too_many(name, function)
 
 
 def _of_turnout(name: str, names: Mapping[str, Any]) -> Callable[..., Any] | None:
@@ -131,8 +155,9 @@ def _of_turnout(name: str, names: Mapping[str, Any]) -> Callable[..., Any] | Non
     return value if value is not None and is_used else None
 
 
-def _unexpected(name: str, function: Callable[..., Any], found: re.Match[str]) -> str:
-    option, options = found[2], _options(function)
+def unexpected(name: str, function: Callable[..., Any], option: str) -> str:
+    """Return what to say of an option that a function of turnout's does not have."""
+    options = options_of(function)
     meant = _OPTIONS.get(name, {}).get(option)
     if meant is None and (close := closest(option, options)):
         meant = f"{close}="
@@ -140,23 +165,33 @@ def _unexpected(name: str, function: Callable[..., Any], found: re.Match[str]) -
     return f"{name}() has no option {option!r}; {hint}"
 
 
-def _missing(name: str, function: Callable[..., Any], found: re.Match[str]) -> str:
-    options = _options(function)
-    missing = [f"{each}=" if each in options else each for each in re.findall(r"'(\w+)'", found[2])]
-    return f"{name}() needs {' and '.join(missing)}; {_example(name, function)}"
+def missing(name: str, function: Callable[..., Any], lacking: Iterable[str]) -> str:
+    """Return what to say of a call without arguments that a function of turnout's needs."""
+    options = options_of(function)
+    needed = [f"{each}=" if each in options else each for each in lacking]
+    return f"{name}() needs {' and '.join(needed)}; {_example(name, function)}"
 
 
-def _too_many(name: str, function: Callable[..., Any], found: re.Match[str]) -> str:
-    options = ", ".join(f"{each}=" for each in _options(function))
+def too_many(name: str, function: Callable[..., Any]) -> str:
+    """Return what to say of more arguments without a name than a function of turnout's takes."""
+    options = ", ".join(f"{each}=" for each in options_of(function))
     return (
         f"{name}() is given too much without a name; its options are written with theirs "
         f"({options}); {_example(name, function)}"
     )
 
 
-def _options(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+def options_of(function: Callable[..., Any]) -> list[str]:
+    """Return the options of a function that are written with their names."""
+    options: list[str] = []
+    for each in inspect.signature(function).parameters.values():
+        if each.kind is each.KEYWORD_ONLY:
+            options.append(each.name)
+        elif each.kind is each.VAR_KEYWORD:  # `**options: Unpack[…]`, a typed dict of them
+            plain = getattr(function, "__func__", function)
+            unpacked = get_type_hints(plain).get(each.name)
+            options += [name for kind in get_args(unpacked) for name in kind.__annotations__]
+    return options
 
 
 def _example(name: str, function: Callable[..., Any]) -> str:

@@ -167,3 +167,71 @@ async def test_fail_and_skip_need_no_reason(tmp_path: Path) -> None:
     assert failed.error is not None and failed.error.type == "failed"
     assert skipped.state is RunState.SKIPPED
     assert tried == ["fails"]
+
+
+# ---------------------------------------------------------------- what is right
+
+
+RIGHT = """
+import asyncio
+import functools
+from turnout import *
+
+options = {"timeout": "5s"}
+token = secret("PATH")
+
+
+def counted(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+
+
+@task
+async def work(n: int, *more: int, by: int = 1, **named: int) -> int:
+    await asyncio.sleep(90)
+    return n
+
+
+@task
+@counted
+def wrapped(n: int) -> int:
+    return n
+
+
+@task
+def looks(job: str, times: int = 1) -> str | Pending:
+    return job if times else Pending
+
+
+@flow
+async def fine(n: int) -> int:
+    numbers, address = [1, 2], f"https://{n}.example"
+    await work(1, 2, 3, by=4, other=5)
+    await work(*numbers, **options)
+    await wrapped.run(n=1)
+    await gather(*[work(each) for each in numbers])
+    await poll(looks, "job", every="1m")
+    await poll(looks, *numbers)
+    await http("PATCH", address, json={}, timeout=None, allow={404})
+    await http.get(address, **options)
+    await http.post(token, content=b"x", headers={"Authorization": f"Bearer {token.reveal()}"})
+    await kafka.publish("orders", {}, key="7")
+    await emit("order.paid", id="7", data=None)
+    await budget("x", max_changes=1, per="1h").take()
+    def sleep(seconds):
+        raise Skip("a name of its own")
+    sleep(5)
+    return n
+
+
+if __name__ == "__main__":
+    fine(1)
+"""
+
+
+def test_calls_that_are_right_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "flows.py").write_text(RIGHT)
+    found = check([tmp_path])
+    assert (found.problems, found.warnings) == ((), ())

@@ -76,7 +76,7 @@ def read_lock(data: Path) -> Holder | None:
     for path in (data / NAME, journal_folder(data)):
         try:
             descriptor = _open(path, os.O_RDONLY)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

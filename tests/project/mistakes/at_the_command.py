@@ -50,6 +50,15 @@ AT_THE_COMMAND = (
         78,
     ),
     AtTheCommand(
+        "a data folder that is a file, for a command that asks the service",
+        "triggers --data flows.py",
+        "error: this needs a running service, and none uses {folder}/flows.py; start one with: "
+        "turnout serve FLOWS… (or name its folder with --data)",
+        "{folder}/flows.py",
+        "turnout serve FLOWS…",
+        69,
+    ),
+    AtTheCommand(
         "a port that is too high, in the environment",
         "serve flows.py",
         "error: TURNOUT_PORT should be less than or equal to 65535, not '99999'",
@@ -98,9 +107,10 @@ AT_THE_COMMAND = (
     AtTheCommand(
         "a file of settings that is no TOML",
         "check flows.py --config turnout.toml",
-        "error: turnout.toml:1: cannot read the settings: Invalid value (at line 1, column 8)",
+        "error: turnout.toml:1: cannot read the settings: Invalid value (at line 1, column 8); a "
+        'line is written port = 8080, or host = "127.0.0.1" with quotes',
         "turnout.toml:1",
-        "",
+        "a line is written port = 8080",
         78,
         files={"turnout.toml": "port = x"},
     ),
@@ -145,10 +155,11 @@ AT_THE_COMMAND = (
     AtTheCommand(
         "a data folder that is a file",
         "serve flows.py --data flows.py",
-        "Error: Invalid value for '--data': Directory 'flows.py' is a file.",
-        "'--data'",
-        "",
-        2,
+        "error: cannot use the data folder {folder}/flows.py: File exists; its owner must be the "
+        "user turnout runs as, or name another folder with --data or TURNOUT_DATA",
+        "{folder}/flows.py",
+        "name another folder with --data",
+        78,
     ),
     AtTheCommand(
         "a flow file that is not there",

@@ -8,11 +8,12 @@ import pytest
 
 from turnout.service.project.check import check
 
+from .in_actions import IN_ACTIONS
 from .in_files import IN_FILES
 from .mistake import InFile
 
 
-@pytest.mark.parametrize("mistake", IN_FILES, ids=lambda each: each.title)
+@pytest.mark.parametrize("mistake", (*IN_FILES, *IN_ACTIONS), ids=lambda each: each.title)
 def test_check_names_the_line_and_the_fix(mistake: InFile, tmp_path: Path) -> None:
     file = tmp_path / "flows.py"
     file.write_text(mistake.source)
