@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnout.service.domain.errors import TurnoutError
+from turnout.service.domain.guess import OF_RESPONSE, no_attribute
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.run import Fail
 
@@ -112,6 +113,12 @@ class HttpResponse:
             return self.content.decode(found[1] if found else "utf-8", "replace")
         except LookupError:
             return self.content.decode("utf-8", "replace")
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            known = ("status_code", "headers", "content", "text", "json", "url", "artefact")
+            raise AttributeError(no_attribute("answer", "HttpResponse", name, OF_RESPONSE, known))
 
     def json(self) -> Any:
         """Return the body, which is JSON; raises `ValueError` if it is not."""

@@ -21,6 +21,19 @@ OF_EVENT: Mapping[str, str] = {
 """What an event might be asked for, and what it is called here."""
 
 
+OF_APPROVAL: Mapping[str, str] = {
+    "answer": "fields", "data": "fields", "value": "fields", "result": "fields", "form": "fields",
+    "user": "by", "who": "by", "person": "by",
+}  # fmt: skip
+"""What an answer might be asked for, and what it is called here."""
+
+OF_RESPONSE: Mapping[str, str] = {
+    "status": "status_code", "code": "status_code", "body": "content", "data": "json()",
+    "ok": "status_code", "reason": "status_code", "raw": "content",
+}  # fmt: skip
+"""What an answer to `http` might be asked for, and what it is called here."""
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is closest to `name`, None if none is close."""
     from difflib import get_close_matches  # needed after a mistake only

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from types import GenericAlias
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import orjson
 
 from turnout.service.domain.errors import FOREIGN, InvalidData, SetupError
+from turnout.service.domain.guess import OF_APPROVAL, no_attribute
 from turnout.service.domain.payload import read_json
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Rejected
@@ -44,6 +45,13 @@ class Approval(Generic[F]):
     name: str
     by: str
     fields: F
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                no_attribute("said", "approval", name, OF_APPROVAL, ("name", "by", "fields"))
+            )
 
 
 class Asked(Wait[Approval[F]], Generic[F]):
@@ -81,6 +89,16 @@ class Asked(Wait[Approval[F]], Generic[F]):
         asked_at = self._question.started_at
         ends = asked_at + (LINK_LIFE if self._timeout is None else self._timeout)
         return host_of(call).link(call.context.claimed.claim.run_id, call.key, ends, asked_at)
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_") or name not in ("by", "fields", "name"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(
+                f"approval(…) has no {name!r} before it is answered; write `said = await "
+                f"approval(…)`, then said.{name}"
+            )
 
     def __await__(self) -> Generator[Any, Any, Approval[F]]:
         """Wait for the answer, the same each time; raises `Rejected` or `TimeoutError`."""

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import orjson
 
 from turnout.service.domain import foreign
+from turnout.service.domain.errors import MisplacedTask
 from turnout.service.domain.event import Event
 from turnout.service.domain.event_types import matches, pattern_of
 from turnout.service.domain.match import as_text, field_of
@@ -26,6 +27,8 @@ from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.governance import secrets
 from turnout.service.journal.records import SLEEP, Opening, StepRecord
 
+from .author_code import where
+from .context import current
 from .durable_wait import Came, Wait, begun, host_of, refuse_thread, scope_for, to_its_end
 from .recording import store
 from .scope import here
@@ -73,6 +76,11 @@ def sleep(duration: str | timedelta) -> Coroutine[object, None, None]:
     length = parse_duration(duration)
     scope = here("sleep")
     if scope is None:
+        if current().services is not None:
+            raise MisplacedTask(
+                f"sleep({duration!r}), called at {where()}, is for the flow itself: call it "
+                "before or after its tasks; in a task it is `asyncio.sleep`"
+            )
         return asyncio.sleep(length.total_seconds())
     refuse_thread("sleep")
     call = StepCall(_SLEEP, scope, scope.next_key("sleep"), (), {})

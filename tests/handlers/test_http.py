@@ -89,6 +89,14 @@ def test_500_and_429_and_200_are_three_tries_and_one_effect_by_its_key(stub: Stu
     assert result.took >= timedelta(seconds=2), "what the server asked for"
 
 
+def test_an_answer_says_what_it_has_instead_of_what_it_does_not() -> None:
+    answer: Any = HttpResponse(status_code=200, headers={}, content=b"{}", url="https://a.example")
+    with pytest.raises(AttributeError, match=r"did you mean answer\.status_code\?"):
+        _ = answer.status
+    with pytest.raises(AttributeError, match=r"did you mean answer\.content\?"):
+        _ = answer.body
+
+
 def test_a_date_in_retry_after_is_kept(stub: Stub) -> None:
     date = format_datetime(START + timedelta(seconds=90), usegmt=True)
     url = stub.says("/late", Reply(503, headers={"Retry-After": date}), Reply(200, b"ok"))

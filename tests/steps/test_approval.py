@@ -19,6 +19,7 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.operate.verbs import Answer
+from turnout.service.steps.approval import Approval
 
 
 class Budget(BaseModel):
@@ -81,6 +82,12 @@ async def test_a_yes_with_fields_lets_the_run_go_on(tmp_path: Path) -> None:
     assert orjson.loads(steps["approval#1"].result or b"") == said, "for whoever asks later"
     assert orjson.loads(run.result or b"") == {"euros": 5, "by": "buyer 1"}
     assert len(sent) == 1
+
+
+def test_what_an_answer_does_not_have_is_told_with_what_it_has() -> None:
+    said: Any = Approval("ops", "ada", {"euros": 1})
+    with pytest.raises(AttributeError, match=r"said has no 'answer'; did you mean said\.fields\?"):
+        _ = said.answer
 
 
 async def test_an_answer_is_given_once_and_kept_over_a_restart(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from turnout import (
     gather,
     retry,
     sleep,
+    task,
 )
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
+from turnout.testing import run
 from turnout.testing.clock import START, Clock
 
 from .waiting_runs import done, is_waiting, note, nothing_done
@@ -44,6 +47,24 @@ async def test_a_sleep_gives_the_slot_back_and_what_was_done_stays_done(tmp_path
     # One slot: the second begins while the first one sleeps.
     assert done == ["before", "before", "after", "after"]
     assert [run.attempts for run in runs] == [1, 1]
+
+
+@task
+async def naps_in_a_step() -> None:
+    await sleep("1h")
+
+
+@flow
+async def naps_in_a_task() -> None:
+    await naps_in_a_step()
+
+
+def test_a_sleep_in_a_task_is_refused_and_names_its_line() -> None:
+    error = run(naps_in_a_task).error
+    assert error is not None and error.type == "MisplacedTask"
+    assert re.search(
+        r"sleep\('1h'\), called at .+test_wait\.py:\d+, is for the flow", error.message
+    )
 
 
 @flow

@@ -151,6 +151,23 @@ async def slow() -> None:
     await hangs()
 
 
+@task
+async def naps() -> None:
+    call = sleep
+    await call("1h")  # here: naps
+
+
+@flow(on=webhook("/naps"))
+async def sleeps_in_a_task() -> None:
+    await naps()
+
+
+@flow(on=webhook("/question"))
+async def question() -> str:
+    said = approval("ops")
+    return said.by  # here: question
+
+
 @flow(on=kafka("orders", group="billing"))
 async def reads() -> None: ...
 """
@@ -291,6 +308,22 @@ WHILE_RUNNING = (
         "tasks",
         "FILE:LINE",
         "`timeout=`",
+    ),
+    _failed(
+        "a sleep in a task, which the source does not show",
+        "naps",
+        "MisplacedTask: sleep('1h'), called at FILE:LINE, is for the flow itself: call it before "
+        "or after its tasks; in a task it is `asyncio.sleep`",
+        "FILE:LINE",
+        "before or after its tasks",
+    ),
+    _failed(
+        "an approval that is read before it is answered",
+        "question",
+        "AttributeError: approval(…) has no 'by' before it is answered; write `said = await "
+        "approval(…)`, then said.by",
+        "FILE:LINE",
+        "`said = await approval(…)`",
     ),
     _failed(
         "a result that cannot be kept",
