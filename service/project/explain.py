@@ -106,7 +106,7 @@ def explain(flow: AnyFlow) -> Explanation:
     return Explanation(
         flow,
         (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " "),
-        dict(_options(node, text)),
+        dict(_options(node, text, has_window=flow.window is not None)),
         tuple(reader.recorded),
         tuple(reader.repeated),
     )
@@ -148,12 +148,13 @@ def _function_at(tree: ast.Module, first_line: int) -> _Function | None:
     return None
 
 
-def _options(node: _Function, source: str) -> Iterator[tuple[str, str]]:
-    """Yield the policy as it is written in `@flow(…)`."""
+def _options(node: _Function, source: str, *, has_window: bool) -> Iterator[tuple[str, str]]:
+    """Yield the policy as it is written in `@flow(…)`, and `on=` where it is a window."""
+    apart = _APART - {"on"} if has_window else _APART
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call):
             for each in decorator.keywords:
-                if each.arg is not None and each.arg not in _APART:
+                if each.arg is not None and each.arg not in apart:
                     yield each.arg, _written(each.value, source)
 
 
@@ -221,7 +222,7 @@ class _Reader:
         root = function
         while isinstance(root, ast.Attribute | ast.Call):
             root = root.func if isinstance(root, ast.Call) else root.value
-        if isinstance(root, ast.Constant | ast.JoinedStr):
+        if isinstance(root, ast.Constant | ast.JoinedStr | ast.Await):  # reads a value
             return True
         if isinstance(function, ast.Attribute) and isinstance(root, ast.Name):
             begun = getattr(self._names.get(root.id), "__module__", None) or ""

@@ -158,6 +158,24 @@ def test_a_take_from_a_budget_is_recorded_however_it_is_declared(tmp_path: Path)
     assert [(each["name"], each["line"]) for each in steps] == [("budget", 8), ("budget", 9)]
 
 
+def test_a_window_is_told_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loads.py").write_text(
+        """
+from turnout import batch, flow, http, webhook
+
+
+@flow(on=batch(webhook("/load"), 50, "10s"))
+async def scale(loads: list[dict]) -> None:
+    (await http.get("https://example.com")).json()
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    shown = document("loads.py:scale")
+    assert shown["options"] == {"on": 'batch(webhook("/load"), 50, "10s")'}
+    assert [each["name"] for each in shown["steps"]] == ["http.get"]
+    assert shown["runs_again"] == []
+
+
 def test_an_unknown_flow_is_answered_with_those_there_are(project: Path) -> None:
     with pytest.raises(SetupError, match=r"no flow 'bil' in this folder; there are: bill, child"):
         explained("bil")
