@@ -109,7 +109,7 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
     widths = list(natural)
     last = len(columns) - 1
     for index in reversed(range(last)):
-        if columns[index].optional and _needed(widths, last) > width:
+        if columns[index].optional and _needed(columns, widths) > width:
             widths[index] = 0
     by_width = sorted(range(last), key=lambda index: -widths[index])
     bounds = [(index, columns[index].least) for index in (*by_width, last)]
@@ -128,8 +128,13 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
     return widths
 
 
-def _needed(widths: Sequence[int], last: int) -> int:
-    return _total([*widths[:last], min(widths[last], _COMFORTABLE)])
+def _needed(columns: Sequence[Column], widths: Sequence[int]) -> int:
+    """Return how many characters all columns need; one long name leaves no other column out."""
+    bounds = [
+        width if column.least is None else min(width, max(column.least, _COMFORTABLE))
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    return _total([*bounds[:-1], min(widths[-1], _COMFORTABLE)])
 
 
 def _total(widths: Sequence[int]) -> int:
