@@ -168,7 +168,7 @@ async def _act(
                     complain(told(error))
                     refused += 1
                     continue
-                _report(run_id, done, as_json=as_json, terse=len(ids) > 1)
+                _report(word, run_id, done, as_json=as_json, terse=len(ids) > 1)
     if len(ids) > 1:
         complain(f"{word}: {len(ids) - refused} done, {refused} refused")
     return refused
@@ -198,7 +198,7 @@ async def _only_list(
     return refused
 
 
-def _report(run_id: str, done: dict[str, Any], *, as_json: bool, terse: bool) -> None:
+def _report(word: str, run_id: str, done: dict[str, Any], *, as_json: bool, terse: bool) -> None:
     """Print the run that a verb answers with, or the new runs of a replay."""
     if "runs" in done:
         if as_json:
@@ -207,6 +207,8 @@ def _report(run_id: str, done: dict[str, Any], *, as_json: bool, terse: bool) ->
             say(f"run {run_id} replayed as {', '.join(done['runs'])}")
     elif as_json:
         print_json(done)
+    elif not terse and word == "drop":
+        say(f"run {done['id']} of {done['flow']} is no dead letter any more")
     elif not terse:
         say(f"run {done['id']} of {done['flow']} is now {_state_of(done)}")
 

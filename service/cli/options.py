@@ -141,8 +141,8 @@ def run_async(work: Coroutine[Any, Any, R], *, prints: bool = False) -> R:
         return asyncio.run(work)
 
 
-def read_json(input_text: str) -> bytes:
-    """Return the bytes of `--input`, which is JSON; a usage error says where it is not."""
+def read_json(input_text: str, *, option: str = "--input") -> bytes:
+    """Return the bytes of an option, which is JSON; a usage error says where it is not."""
     from turnout.service.domain.errors import InvalidData
     from turnout.service.domain.payload import decode_json
 
@@ -150,7 +150,7 @@ def read_json(input_text: str) -> bytes:
     try:
         decode_json(data)
     except InvalidData as error:
-        raise click.UsageError(f"--input: {error}") from None
+        raise click.UsageError(f"{option}: {error}") from None
     return data
 
 

@@ -15,7 +15,7 @@ from .changes import Change, with_change
 from .options import (
     chosen,
     force_option,
-    read_input,
+    read_json,
     run_async,
     with_list,
 )
@@ -202,7 +202,7 @@ def approve(
     verb = Answer(
         run_id=run_id,
         approved=reason is None,
-        fields=None if fields is None else decode_json(read_input(fields)),
+        fields=None if fields is None else decode_json(read_json(fields, option="--fields")),
         reason=reason or "",
         by=by or getuser(),
         step=step,
