@@ -60,7 +60,9 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 """By page: the page and file of the flows that are served already where it is read."""
 
 
-SECRETS = dict.fromkeys(("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN"), "of the page")
+SECRETS = dict.fromkeys(
+    ("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY"), "of the page"
+)
 
 
 class Terminal:

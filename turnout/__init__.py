@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnout._kafka import kafka as kafka
+    from turnout.handlers.actions.agent import AgentAnswer as AgentAnswer
+    from turnout.handlers.actions.agent import agent as agent
+    from turnout.handlers.actions.agent_budget import AgentSpent as AgentSpent
     from turnout.handlers.actions.budget import BudgetSpent as BudgetSpent
     from turnout.handlers.actions.budget import budget as budget
     from turnout.handlers.actions.http import http as http
@@ -78,6 +81,9 @@ _ROOMS = {
     "gather": "handlers.gather",
     "notify": "handlers.notify",
     "poll": "handlers.actions.poll",
+    "agent": "handlers.actions.agent",
+    "AgentAnswer": "handlers.actions.agent",
+    "AgentSpent": "handlers.actions.agent_budget",
     "budget": "handlers.actions.budget",
     "BudgetSpent": "handlers.actions.budget",
     "shell": "handlers.actions.shell",

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from turnout.service.domain.errors import CodeChanged
 from turnout.service.journal.records import (
+    AGENT,
     HISTORY,
     ITEMS,
     REGISTERED,
@@ -34,7 +35,7 @@ log = get_logger("turnout.steps")
 PATCHED = "patched"
 """The task of the records that `patched` leaves."""
 
-MARK_TASKS = (PATCHED, REGISTERED, STATE, ITEMS, HISTORY)
+MARK_TASKS = (PATCHED, REGISTERED, STATE, ITEMS, HISTORY, AGENT)
 """Tasks of the durable marks, which are not steps and not part of the sequence."""
 
 

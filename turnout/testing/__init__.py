@@ -7,6 +7,7 @@ same without async. The events of every kind of trigger are made by the function
 A flow is also a plain function: where only its result matters, call it.
 """
 
+from .agents import replayed
 from .clock import START, Clock
 from .events import (
     file_event,
@@ -28,6 +29,7 @@ __all__ = [
     "file_event",
     "hand_event",
     "kafka_event",
+    "replayed",
     "run",
     "serve",
     "timer_event",

@@ -23,6 +23,7 @@ from .reads import (
 )
 from .steering import EVERYTHING, Discarded, StoredOverride, StoredPause
 from .steps import (
+    AGENT,
     APPROVAL,
     CUT_OFF,
     FAILED,
@@ -60,6 +61,7 @@ from .windows import (
 )
 
 __all__ = [
+    "AGENT",
     "APPROVAL",
     "CUT_OFF",
     "EVERYTHING",

@@ -34,6 +34,9 @@ ITEMS = "~items"
 PAUSED = "~pause"
 """The task of records that say that the run has paused a dependency; they are not listed either."""
 
+AGENT = "~agent"
+"""The task of the records of what an agent goes by and has reserved; they are not listed either."""
+
 POLL = "poll"
 """The task of the steps that poll something outside."""
 

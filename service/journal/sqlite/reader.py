@@ -17,6 +17,7 @@ import apsw
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import (
+    AGENT,
     PAUSED,
     REGISTERED,
     AttemptRecord,
@@ -63,7 +64,7 @@ _SQL = load("reads")
 _RATES = load("rates")
 _WAITS = load("waits")
 _STEP = selected(StepRow._fields, result="CASE WHEN ?3 IS NULL OR seq <= ?3 THEN result END")
-_STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task <> ?2 AND task <> ?4 ORDER BY seq"
+_STEPS = f"SELECT {_STEP} FROM steps WHERE run_seq = ?1 AND task NOT IN (?2, ?4, ?5) ORDER BY seq"
 _ATTEMPTS = f"SELECT {selected(AttemptRow._fields)} FROM attempts WHERE run_seq = ? ORDER BY seq"
 
 
@@ -129,7 +130,7 @@ class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading):
             last = (
                 None if at_most_bytes is None else _last_shown(connection, run_seq, at_most_bytes)
             )
-            rows = connection.execute(_STEPS, (run_seq, REGISTERED, last, PAUSED))
+            rows = connection.execute(_STEPS, (run_seq, REGISTERED, last, PAUSED, AGENT))
             return [step_from(row) for row in rows]
 
         return await self.read(query)
