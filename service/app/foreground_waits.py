@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -39,12 +40,17 @@ class MovableClock:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An approval that a run waits for; `fields` names the class of its fields."""
+    """An approval that a run waits for; `fields` names the class of its fields.
+
+    `text` is the question, and `data` what the answer depends on, as the page shows them.
+    """
 
     run_id: str
     step: str
     approval: str
     fields: str | None
+    text: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Person(Protocol):
@@ -119,7 +125,14 @@ class Waits:
             if record.key != waiting.facts.get("step"):
                 continue
             note = orjson.loads(record.result or b"{}")
-            question = Question(run.id, record.key, str(note.get("approval")), note.get("fields"))
+            question = Question(
+                run.id,
+                record.key,
+                str(note.get("approval")),
+                note.get("fields"),
+                note.get("text") or "",
+                note.get("data") or {},
+            )
             await self._ask(question)
 
     async def _ask(self, question: Question) -> None:

@@ -188,6 +188,9 @@ def _report_error(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(known.__cause__ or known, UnicodeEncodeError) and _is_undecodable(arguments):
         complain("error: an argument is not UTF-8")
         return exit_codes.USAGE
+    if isinstance(known, click.Abort):  # at a question that a run asked
+        complain("stopped")
+        return exit_codes.INTERRUPTED
     if isinstance(known, TurnoutError):
         complain(f"error: {' '.join(told(known).split())}")
         return exit_code(known)

@@ -51,6 +51,14 @@ def _answer(question: Question) -> Answer:
     said = functools.partial(
         Answer, question.run_id, by=getuser(), step=question.step, via="terminal"
     )
+    for line in (
+        *question.text.splitlines(),
+        *(
+            f"  {name}: {json.dumps(each, ensure_ascii=False)}"
+            for name, each in question.data.items()
+        ),
+    ):
+        complain(line)
     if not click.confirm(f"approve {question.approval}?", err=True):
         reason = click.prompt("reason", default="", show_default=False, err=True)
         return said(approved=False, reason=reason)

@@ -51,7 +51,7 @@ FLOWS = """
 
     @flow
     async def agreed() -> str:
-        return (await approval("ops")).by
+        return (await approval("ops", text="Does it go on?", data={"amount": 3})).by
 
     @flow(awaits=[placed])
     async def waits() -> None:
@@ -135,9 +135,13 @@ def test_an_approval_is_answered_at_the_terminal(flows: Path) -> None:
     )  # fmt: skip
     assert code == 0 and printed.splitlines()[-1] == "5", printed
     code, printed = on_a_terminal(
-        ["run", f"{flows}:agreed"], [("approve ops?", "n"), ("reason", "too dear")]
-    )
+        ["run", f"{flows}:agreed"],
+        [("Does it go on?", None), ("amount: 3", None), ("approve ops?", "n"),
+         ("reason", "too dear")],
+    )  # fmt: skip
     assert code == 1 and "ops said no: too dear" in printed
+    code, printed = on_a_terminal(["run", f"{flows}:agreed"], [("approve ops?", "\x04")])
+    assert code == 130 and printed.splitlines()[-1].endswith("stopped"), printed
 
 
 def test_an_earlier_run_goes_on_behind_its_recorded_steps(flows: Path, tmp_path: Path) -> None:
