@@ -106,11 +106,11 @@ class _RunningAttempt:
 class _Meters:
     """The metrics of one flow, with its label looked up once."""
 
-    __slots__ = ("_attempts", "_by_state", "_waits", "_waits_by_cause", "attempt_seconds", "flow")
+    __slots__ = ("_attempts", "_by_state", "_waits", "_waits_by_cause", "flow", "run_seconds")
 
     def __init__(self, metrics: Metrics, flow: str) -> None:
         self.flow = flow
-        self.attempt_seconds: Histogram = metrics.attempt_seconds.labels(flow)
+        self.run_seconds: Histogram = metrics.run_seconds.labels(flow)
         self._waits = metrics.run_wait_seconds
         self._waits_by_cause: dict[Cause, Histogram] = {}
         self._attempts = metrics.attempts
@@ -333,9 +333,7 @@ class Attempts:
         meters.count(state)
         took, waited = ended_at - started_at, max(started_at - run.due_at, _NONE)
         waits = meters.wait_seconds(attempt.entered.cause or Cause.TURN)
-        observe_together(
-            meters.attempt_seconds, took.total_seconds(), waits, waited.total_seconds()
-        )
+        observe_together(meters.run_seconds, took.total_seconds(), waits, waited.total_seconds())
 
 
 def _start_over(outcome: Outcome) -> None:

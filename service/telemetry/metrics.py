@@ -58,7 +58,7 @@ class Metrics:
         )
         self.runs_ended = counter("runs", "Runs that ended, by outcome.", "flow", "outcome")
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
-        self.attempt_seconds = histogram("attempt_seconds", "How long an attempt ran.", "flow")
+        self.run_seconds = histogram("run_seconds", "How long one attempt of a run ran.", "flow")
         self.run_wait_seconds = histogram(
             "run_wait_seconds", "From due to started, by what kept it waiting.", "flow", "cause"
         )
