@@ -1,6 +1,6 @@
 """The action `poll`: a flow waits for something outside that has to be asked whether it is ready.
 
-Not here: the checks themselves, which run without the flow (`service.steps.polling`).
+Not here: the looks themselves, which run without the flow (`service.steps.polling`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ A = TypeVarTuple("A")
 R = TypeVar("R")
 
 MOST_ARGUMENT_BYTES = 16 * 1024
-"""The most bytes of arguments, which are recorded with each check."""
+"""The most bytes of arguments, which are recorded with each look."""
 
 
 @overload
@@ -53,23 +53,23 @@ def poll(
     every: str | timedelta = "5s",
     timeout: str | timedelta | None = "1h",
 ) -> Coroutine[object, None, Any]:
-    """Check something outside now and then until it is ready, and return what it came to.
+    """Look at something outside now and then until it is ready, and return what it came to.
 
-    `report = await poll(exported, job, every="30s", timeout="2h")`. Between checks the run holds no
-    slot and no memory, and the wait survives restarts. A check calls the task alone, not the flow.
-    Only the last check is kept, and how many there were: `turnout show` says when the next one is.
+    `report = await poll(exported, job, every="30s", timeout="2h")`. Between looks the run holds no
+    slot and no memory, and the wait survives restarts. A look calls the check alone, not the flow.
+    Only the last look is kept, and how many there were: `turnout show` says when the next one is.
 
     * `check`: a task, `async def` or `def`, at the top of a file. It returns a value, which ends
       the poll, or `Pending()`. Its `retry=`, `timeout=`, `limit=`, `fallback=` and pool are those
-      of each check. `current().key()` in it is that of the check, the same if a crash repeats it
-    * `args`: what the check is called with; small, since they are kept with each check: 16 KiB
-    * `every`: how long after one check the next one starts, such as `"5s"`. The first is at once
-    * `timeout`: how long to check, None for ever. The last check is at its end
+      of each look. `current().key()` in it is that of the look, the same if a crash repeats it
+    * `args`: what the check is called with; small, since they are kept with each look: 16 KiB
+    * `every`: how long after one look the next one starts, such as `"5s"`. The first is at once
+    * `timeout`: how long to look, None for ever. The last look is at its end
 
-    Raises `PollTimeout` (a `TimeoutError`) if the last check still found nothing, the error of a
-    check once the task has no retries left, `NotKept` for arguments that cannot be kept or come to
+    Raises `PollTimeout` (a `TimeoutError`) if the last look still found nothing, the error of a
+    look once the check has no retries left, `NotKept` for arguments that cannot be kept or come to
     more than 16 KiB, `TypeError` for what is no task, `SetupError` for a task with `undo=` or
-    `cache=`, and `MisplacedTask` in a task or a `def` flow. Outside a run it checks in a loop.
+    `cache=`, and `MisplacedTask` in a task or a `def` flow. Outside a run it looks in a loop.
 
     ```python
     from turnout import Pending, event, flow, poll, retry, task
@@ -97,21 +97,21 @@ def poll(
                 f"poll({task.name}, …), called at {where()}, is for the flow itself: call it "
                 "outside its tasks"
             )
-        return _poll_plainly(task, args, interval, length)
+        return _look_plainly(task, args, interval, length)
     refuse_thread("poll")
     recorded = RecordedCall.of(task, args, {}, f"poll({task.name}, …)")
     size = len(recorded.arguments)
     if size > MOST_ARGUMENT_BYTES:
         raise NotKept(
             f"poll({task.name}, …): the arguments come to {size:,} bytes and are "
-            f"kept with each check, at most {MOST_ARGUMENT_BYTES:,}; pass an id instead"
+            f"kept with each look, at most {MOST_ARGUMENT_BYTES:,}; pass an id instead"
         )
     call = StepCall(as_poll(task), scope, scope.next_key("poll"), (task.name, *args), {})
     return to_await(to_its_end(Poll(call, recorded, task.name, interval, length)), "poll")
 
 
 def _checked(check: object) -> Task[Any]:
-    """Return the task a poll calls; raises for what it cannot call."""
+    """Return the task a poll looks with; raises for what it cannot look with."""
     problem = problem_of_check(check)
     if problem is None:
         assert isinstance(check, Task)
@@ -120,10 +120,10 @@ def _checked(check: object) -> Task[Any]:
     raise kind(f"poll({name_of(check)}, …), called at {where()}: {problem}")
 
 
-async def _poll_plainly(
+async def _look_plainly(
     task: Task[Any], args: tuple[Any, ...], every: timedelta, length: timedelta | None
 ) -> Any:
-    """Check in a loop, outside any run."""
+    """Look in a loop, outside any run."""
     loop = asyncio.get_running_loop()
     end = None if length is None else loop.time() + length.total_seconds()
     while True:

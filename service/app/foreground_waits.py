@@ -102,7 +102,7 @@ class Waits:
         if waiting is None:
             return
         polled = waiting.facts.get("poll") and waiting.facts["step"]
-        key = f"{run.id} {polled or waiting.detail}"  # a poll is told once, not at each check
+        key = f"{run.id} {polled or waiting.detail}"  # a poll is told once, not at each look
         if key not in self._told:
             self._told.add(key)
             whose = "it" if is_own else f"run {run.id} of {run.flow}"

@@ -55,7 +55,7 @@ def run(
     --from-run repeats a run of the journal in --data: its recorded steps are not run again, the
     failed one is, with its effects. The journal is only read.
 
-    --dry-run does what reads: tasks with reads=True are called, and the first check of a poll. What
+    --dry-run does what reads: tasks with reads=True are called, and the first look of a poll. What
     other tasks, child runs, emit and budgets would do is printed instead, and waits pass at once.
     It ends where the flow goes on by what such a step would have returned.
 

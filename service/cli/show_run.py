@@ -230,10 +230,10 @@ def _step_row(step: dict[str, Any], run: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _asked(note: dict[str, Any]) -> str:
-    """Return what a waiting step waits for: a person, an event, a check, an instant."""
+    """Return what a waiting step waits for: a person, an event, a look, an instant."""
     if "poll" in note:
-        checks = f"{note['looks']} checks, the next at {stamp(note['next'])}"
-        return f"for {note['poll']}: {checks}{note['said'] and ': ' + note['said']}"
+        looks = f"{note['looks']} looks, the next at {stamp(note['next'])}"
+        return f"for {note['poll']}: {looks}{note['said'] and ': ' + note['said']}"
     what = note.get("approval") or note.get("event")
     until = f"until {stamp(note['until'])}" if note.get("until") else ""
     return ", ".join(part for part in (what and f"for {what}", until) if part)

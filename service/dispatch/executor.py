@@ -41,7 +41,7 @@ from turnout.service.steps.context import RunContext, open_attempt
 from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.failures import describe
 from turnout.service.steps.items import asked_items, with_items
-from turnout.service.steps.poll_attempt import check_due_polls
+from turnout.service.steps.looking import look
 from turnout.service.steps.polling import drop_left
 from turnout.service.steps.recording import write_last_marks
 from turnout.service.steps.services import RunHost, Services, Sleep
@@ -139,7 +139,7 @@ class Executor:
 
     async def _call(self, context: RunContext, flow: AnyFlow) -> tuple[bytes | None, bytes | None]:
         if context.claimed.polls and context.claimed.was_waiting:
-            await check_due_polls(context)
+            await look(context)
         run = context.claimed
         if run.members is not None:
             run = await self._with_events(run, run.members)

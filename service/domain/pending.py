@@ -1,4 +1,4 @@
-"""What a check of `poll` returns while there is no result yet, and the error at its timeout."""
+"""What a look of `poll` returns while there is no result yet, and the error at its timeout."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .flow import Flow
 from .task import Task
 
 MOST_SAID = 200
-"""The most characters that are kept of what a check says."""
+"""The most characters that are kept of what a look says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What the task of a `poll` returns while what it looks for is not there yet.
+    """What the check of a `poll` returns while what it looks for is not there yet.
 
     * `said`: how far it is, for people: `turnout show` prints it; the first 200 characters are kept
 
@@ -39,11 +39,11 @@ class Pending:
 
 
 class PollTimeout(TimeoutError):
-    """A `poll` has checked for as long as it may, and there was no result: also a `TimeoutError`.
+    """A `poll` has looked for as long as it may, and there was no result: also a `TimeoutError`.
 
-    The last check comes at the end of the time, so what is there by then is found.
+    The last look comes at the end of the time, so what is there by then is found.
 
-    * `message`: what was polled, for how long, how often, and what the last check said
+    * `message`: what was polled, for how long, how often, and what the last look said
 
     Raises nothing by itself: it is raised.
 
@@ -70,12 +70,12 @@ class PollTimeout(TimeoutError):
 
 
 def problem_of_check(check: object) -> str | None:
-    """Return why a poll cannot call this, in words; None if it can."""
+    """Return why a poll cannot look with this, in words; None if it can."""
     if isinstance(check, Flow):
-        return f"{check.words} is a flow, and a poll calls a task: write @task"
+        return f"{check.words} is a flow, and a look is a task: write @task"
     if not isinstance(check, Task):
-        return "a poll calls a task: write @task above its function, and give the task itself"
+        return "a look is a task: write @task above its function, and give the task itself"
     for option in ("undo", "cache"):
         if getattr(check, option) is not None:
-            return f"{check.words} has {option}=, and a poll calls it many times: leave it out"
+            return f"{check.words} has {option}=, and a look is made many times: leave it out"
     return None

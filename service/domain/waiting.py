@@ -38,10 +38,10 @@ class Cause(StrEnum):
 class Waiting:
     """What a run waits for; `detail` is for people.
 
-    Facts besides those of decisions (`domain.decisions`): `queue_position`, from 1;
+    Facts besides those of decisions (`domain.decisions`): `place`, the run's place in line, from 1;
     `until`, an instant; `window`, an open one, which has `count` events; `step`, where it waits;
     `event`, the trigger whose event it waits for; `poll`, the task it polls with, after so many
-    `checks`.
+    `looks`.
     """
 
     cause: Cause

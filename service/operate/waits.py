@@ -107,7 +107,7 @@ def _in_line(waiting: Waiting, position: int) -> Waiting:
         f"number {position}" if position < MOST_COUNTED else f"beyond number {MOST_COUNTED - 1}"
     )
     words = f"{waiting.detail}; it is {number} in line"
-    return replace(waiting, detail=words, facts={**waiting.facts, "queue_position": position})
+    return replace(waiting, detail=words, facts={**waiting.facts, "place": position})
 
 
 def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiting | None:
@@ -188,7 +188,7 @@ def _at_step(step: OpenStep) -> Waiting:
 
 
 def _polls(step: OpenStep) -> Waiting:
-    """Return what a run polls, how often it has checked, and when it checks next."""
+    """Return what a run polls, how often it has looked, and when it looks next."""
     note = step.note
     since, due_at = datetime.fromisoformat(note["since"]), datetime.fromisoformat(note["next"])
     last, end = note.get("last"), note.get("until")
@@ -196,9 +196,9 @@ def _polls(step: OpenStep) -> Waiting:
     lasts = format_duration(timedelta(seconds=round(taken) if taken > 1 else taken))
     if end is not None:
         lasts += f" of {format_duration(datetime.fromisoformat(end) - since)}"
-    detail = f"polls {note['poll']}, check {note['looks'] + 1}, next at {_words(due_at)}"
+    detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {_words(due_at)}"
     facts: dict[str, Fact] = {"step": step.key, "until": due_at, "poll": note["poll"]}
-    facts["checks"] = note["looks"]
+    facts["looks"] = note["looks"]
     said = f"; the last one said: {note['said']}" if note["said"] else ""
     return Waiting(Cause.INSTANT, f"for a result: {detail}, for {lasts}{said}", facts)
 

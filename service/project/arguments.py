@@ -138,14 +138,14 @@ class _Visitor(SourceVisitor):
             self.report(node, f"{written}(to={to!r}) takes an artefact: write to=artefact({to!r})")
 
     def _check_poll(self, node: ast.Call, options: dict[str, ast.expr]) -> None:
-        """Refuse what a poll cannot call; warn of one that checks without rest, or once."""
+        """Refuse what a poll cannot look with; warn of one that looks without rest, or once."""
         for name in ("every", "timeout"):
             self._check(node, f"poll({name}=…)", options.get(name), parse_duration)
         said = _constant(options.get("every"))
         if isinstance(said, str) and is_duration(said) and parse_duration(said) < _RESTLESS:
             self._warn(
                 node,
-                f"poll(every={said!r}) checks without rest, with a write to disk each time; write "
+                f"poll(every={said!r}) looks without rest, with a write to disk each time; write "
                 'every="1s" or more',
             )
         first, *given = node.args
@@ -167,7 +167,7 @@ class _Visitor(SourceVisitor):
         elif not _mentions_pending(check):
             self._warn(
                 node,
-                f"poll({written}, …): {check.words} never returns Pending(), so the first check "
+                f"poll({written}, …): {check.words} never returns Pending(), so the first look "
                 "ends the poll, also with None; return Pending() while there is nothing",
             )
 

@@ -125,7 +125,7 @@ class Asked(Wait[Approval[F]], Generic[F]):
         run_id = self.call.context.claimed.claim.run_id
         return Opening(topic=approval_topic(run_id, self.call.key))
 
-    async def arrived(self, known: StepRecord) -> Came[Approval[F]] | None:
+    async def look(self, known: StepRecord) -> Came[Approval[F]] | None:
         """Return the answer, if it was given."""
         row = self.row
         if row is None or row.answer is None or row.woken is None:

@@ -202,7 +202,7 @@ class ChildRun(Wait[Any]):
             self.call.done = await store(self.call.context, self.call.failed(error))
             raise self.call.delivered() from None
 
-    async def arrived(self, known: StepRecord) -> Came[Any] | None:
+    async def look(self, known: StepRecord) -> Came[Any] | None:
         """Return the child's result, or how it failed, if it has ended."""
         call, run = self.call, self.call.context.claimed
         if self.row is None:

@@ -81,7 +81,7 @@ class Wait(Generic[T]):
         return known
 
     async def read(self) -> None:
-        """Read what the journal has of it, as far as `arrived` needs it."""
+        """Read what the journal has of it, as far as `look` needs it."""
         run = self.call.context.claimed
         rows = await self.call.services.journal.waits(run.claim.run_seq, self.call.key)
         self.row = rows[0] if rows else None
@@ -109,12 +109,12 @@ class Wait(Generic[T]):
         opening = self.opening()
         return Joining(known or self.begun(), opening and replace(opening, race=race))
 
-    async def arrived(self, known: StepRecord) -> Came[T] | None:
+    async def look(self, known: StepRecord) -> Came[T] | None:
         """Return how the wait is over by what is in the journal, None if it is not."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Leave what `arrived` has found to the other waits of the run."""
+        """Leave what `look` has found to the other waits of the run."""
 
     async def instead(self, dry_run: LeavesOut) -> Any:
         """Return what stands for the value in a dry run."""
@@ -173,7 +173,7 @@ async def to_its_end(wait: Wait[T]) -> T:
         await wait.read()
     if known is None or not wait.is_open(known):
         known = await wait.open(known)
-    came = await wait.arrived(known) or wait.time_is_over(known)
+    came = await wait.look(known) or wait.time_is_over(known)
     if came is None:
         suspend({} if wait.seen is None else {call.key: wait.seen}, wait.due_at(known))
     ended = wait.ended(known, came)

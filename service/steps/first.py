@@ -296,7 +296,7 @@ async def _look_once(
     for number, (wait, known) in enumerate(zip(waits, of_each, strict=True)):
         if number not in came:
             is_open = known.state == "waiting"
-            how = await wait.arrived(known) if is_open else await _over(wait, known)
+            how = await wait.look(known) if is_open else await _over(wait, known)
             if how is not None:
                 came[number] = how
 

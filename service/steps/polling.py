@@ -1,12 +1,12 @@
-"""Polling: a run waits for something outside by checking it now and then.
+"""Polling: a run waits for something outside by looking at it now and then.
 
-A check is an attempt of the run without the code of its flow: the run is due, enters the gates of
-its flow, calls the task with the arguments that are recorded, and waits again. Only the record of
-the step changes: how many checks there were, when the next one is due, what the last one said. The
-flow goes on in the attempt whose check has found a value or failed for good, or when another wait
-of the run is over.
+A look is an attempt of the run without the code of its flow: the run is due, enters the gates of
+its flow, calls the check with the arguments that are recorded, and waits again. Only the record of
+the step changes: how many looks there were, when the next one is due, what the last one said. The
+flow goes on in the attempt whose look has found a value or failed for good, or when another wait of
+the run is over.
 
-Not here: the attempt that checks (`poll_attempt`), and what authors call (`handlers.actions.poll`).
+Not here: the attempt that looks (`looking`), and what authors call (`handlers.actions.poll`).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PollRecord:
+class Looks:
     """What is recorded of a poll: what it calls, how often, and how far it is.
 
-    `tries` is the number of the next try of the next check. `lost` says why the call could not be
+    `tries` is the number of the next try of the next look. `lost` says why the call could not be
     loaded any more. `left` are open waits that the flow no longer waits for.
     """
 
@@ -67,7 +67,7 @@ class PollRecord:
             "every": self.every.total_seconds(),
             "since": self.since.isoformat(),
             "next": self.next.isoformat(),
-            "looks": self.count,  # the name that journals have
+            "looks": self.count,
             "said": self.said,
             "tries": self.tries,
             "call": self.call.as_dict(),
@@ -83,7 +83,7 @@ class PollRecord:
         return orjson.dumps(stored)
 
     @classmethod
-    def of(cls, known: StepRecord) -> PollRecord:
+    def of(cls, known: StepRecord) -> Looks:
         """Return what is recorded of an open poll."""
         stored = orjson.loads(known.result or b"{}")
         last = stored.get("last")
@@ -102,8 +102,8 @@ class PollRecord:
             left=tuple(stored.get("left", ())),
         )
 
-    def after(self, pending: Pending, now: datetime) -> PollRecord:
-        """Return what is recorded after a check that found nothing."""
+    def after(self, pending: Pending, now: datetime) -> Looks:
+        """Return what is recorded after a look that found nothing."""
         at = now + self.every
         return replace(
             self,
@@ -119,7 +119,7 @@ class PollRecord:
 
 
 class Poll(Wait[T]):
-    """A wait for a value that checks find."""
+    """A wait for a value that looks find."""
 
     def __init__(
         self,
@@ -139,18 +139,18 @@ class Poll(Wait[T]):
         """Do nothing: the journal has nothing but its record."""
 
     def is_open(self, known: StepRecord | None) -> bool:
-        """Whether its checks make this very call; raises `CodeChanged` if that is impossible."""
-        recorded = None if known is None else PollRecord.of(known)
-        if recorded is None or recorded.call != self._recorded:
+        """Whether its looks make this very call; raises `CodeChanged` if that is impossible."""
+        looks = None if known is None else Looks.of(known)
+        if looks is None or looks.call != self._recorded:
             return False
-        if recorded.lost:
-            raise CodeChanged(f"{self.call} cannot check any more: {recorded.lost}")
+        if looks.lost:
+            raise CodeChanged(f"{self.call} cannot look any more: {looks.lost}")
         return True
 
     def begun(self) -> StepRecord:
-        """Return the record of a poll that begins now; its first check is due at once."""
+        """Return the record of a poll that begins now; its first look is due at once."""
         now = self.call.services.now()
-        recorded = PollRecord(
+        looks = Looks(
             check=self._check,
             call=self._recorded,
             every=self._every,
@@ -164,7 +164,7 @@ class Poll(Wait[T]):
             state="waiting",
             tries=1,
             started_at=now,
-            result=recorded.pack(),
+            result=looks.pack(),
             in_error_handler=self.call.in_error_handler,
             arguments=self.call.arguments,
         )
@@ -173,33 +173,31 @@ class Poll(Wait[T]):
         if known is None:
             record = self.begun()
         else:
-            recorded = replace(
-                PollRecord.of(known), call=self._recorded, check=self._check, lost=""
-            )
-            record = replace(known, result=recorded.pack())
+            looks = replace(Looks.of(known), call=self._recorded, check=self._check, lost="")
+            record = replace(known, result=looks.pack())
         context = self.call.context
         context.polls = {**context.polls, record.key: record}
         return record
 
     def opening(self) -> None:
-        """Return None: nothing ends it but its checks."""
+        """Return None: nothing ends it but its looks."""
 
     async def open(self, known: StepRecord | None) -> StepRecord:
-        """Record the poll, or what it calls now."""
+        """Record the poll, or what it looks with now."""
         return await store(self.call.context, self._opened(known))
 
     async def join(self, known: StepRecord | None, race: str) -> Joining:
         """Prepare to open it together with others."""
         return Joining(self._opened(known))
 
-    async def arrived(self, known: StepRecord) -> Came[T] | None:
-        """Return None: its checks record their end themselves."""
+    async def look(self, known: StepRecord) -> Came[T] | None:
+        """Return None: its looks record their end themselves."""
 
     def time_is_over(self, known: StepRecord) -> Came[T] | None:
-        """Return None: the last check is the end of its time."""
+        """Return None: the last look is the end of its time."""
 
     async def instead(self, dry_run: LeavesOut) -> Any:
-        """Check once in a dry run, if all that the task is given is known."""
+        """Look once in a dry run, if all that the check is given is known."""
         call, (check, args, kwargs) = self.call, self._recorded.load()
         once = StepCall(check, call.scope, f"{call.key}[1]", args, kwargs)
         if not any(type(each) is Unknown for each in args):
@@ -209,11 +207,11 @@ class Poll(Wait[T]):
         return dry_run.instead(call, "wait")
 
     def due_at(self, known: StepRecord) -> datetime | None:
-        """Return when the next check is due."""
-        return PollRecord.of(known).next if known.state == "waiting" else None
+        """Return when the next look is due."""
+        return Looks.of(known).next if known.state == "waiting" else None
 
     def position(self, known: StepRecord) -> tuple[float, float]:
-        """Return that what a check has found comes after all that is in the journal."""
+        """Return that what a look has found comes after all that is in the journal."""
         assert known.finished_at is not None
         return (math.inf, known.finished_at.timestamp())
 
@@ -224,7 +222,7 @@ def as_poll(check: Task[Any]) -> Task[Any]:
 
 
 async def called(call: StepCall, key: str) -> Any:
-    """Call the task of a poll as the step `key`, in its pool."""
+    """Call the check as the step `key`, in its pool."""
     task, pools = call.task, call.services.pools
     step_scope = inside(call.scope, key)
     outer = current_scope.set(step_scope)
@@ -267,7 +265,7 @@ async def drop_left(context: RunContext) -> None:
             continue
         if key not in suspended.waits:
             await store(context, replace(known, state="dropped", finished_at=now))
-        elif (noted := PollRecord.of(known)).left != left:
+        elif (noted := Looks.of(known)).left != left:
             await store(context, replace(known, result=replace(noted, left=left).pack()))
 
 

@@ -339,7 +339,7 @@ class StepCall:
         )
 
     def observe_pending(self) -> None:
-        """Count a check that has found nothing yet."""
+        """Count a look that has found nothing yet."""
         self.observe("pending")
 
     def _tell_retried(self, error: Exception, again_in: float) -> None:

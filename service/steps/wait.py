@@ -117,7 +117,7 @@ class Sleep(Wait[None]):
         """Record the sleep."""
         return await store(self.call.context, known or self.begun())
 
-    async def arrived(self, known: StepRecord) -> Came[None] | None:
+    async def look(self, known: StepRecord) -> Came[None] | None:
         """Return None: nothing ends it but time."""
 
     def at_its_time(self, at: datetime) -> Came[None]:
@@ -224,7 +224,7 @@ class EventWait(Wait[Event]):
         since = self.call.context.claimed.event_seq + 1
         return Opening(topic=event_topic(self._name, fields), shape=shape, since=since)
 
-    async def arrived(self, known: StepRecord) -> Came[Event] | None:
+    async def look(self, known: StepRecord) -> Came[Event] | None:
         """Return the first event that matches, if it has come."""
         row = self.row
         after: int | None = self.call.context.claimed.event_seq

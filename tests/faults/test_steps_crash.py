@@ -149,7 +149,7 @@ def check(effects: Path, run: dict[str, Any], recorded: set[str]) -> None:
 
 
 def recorded_steps(data: Path, run_id: str) -> set[str]:
-    """Return the steps and checks of a run and its child that were recorded when it died."""
+    """Return the steps and looks of a run and its child that were recorded when it died."""
     with copied(data) as journal:
         rows = journal.execute(
             "WITH mine AS (SELECT seq FROM runs WHERE id = ?1 UNION SELECT child.seq"

@@ -65,8 +65,8 @@ async def test_a_run_behind_its_ordering_key_names_the_head(tmp_path: Path) -> N
         proceed.set()
     words = f"for run {head}, the head of key 'a'; it is number"
     assert found == [
-        ("order", f"{words} 1 in line", {"key": "a", "other": head, "queue_position": 1}),
-        ("order", f"{words} 2 in line", {"key": "a", "other": head, "queue_position": 2}),
+        ("order", f"{words} 1 in line", {"key": "a", "other": head, "place": 1}),
+        ("order", f"{words} 2 in line", {"key": "a", "other": head, "place": 2}),
     ]
 
 
@@ -95,7 +95,7 @@ async def test_a_run_without_a_slot_says_how_many_there_are(tmp_path: Path) -> N
     assert found == [
         (
             "slot", "for a slot: 2 of 2 in use; it is number 1 in line",
-            {"count": 2, "limit": 2, "queue_position": 1},
+            {"count": 2, "limit": 2, "place": 1},
         )
     ]  # fmt: skip
 
@@ -118,9 +118,7 @@ async def test_a_run_at_a_limit_says_how_many_places_are_in_use(
     assert [cause for cause, *_ in found] == ["limit", "limit"]
     words = f"for a slot of {rule}{key}: 1 of 1 in use; it is number"
     assert [detail for _, detail, _ in found] == [f"{words} 1 in line", f"{words} 2 in line"]
-    assert (
-        found[0][2].items() >= {"rule": rule, "count": 1, "limit": 1, "queue_position": 1}.items()
-    )
+    assert found[0][2].items() >= {"rule": rule, "count": 1, "limit": 1, "place": 1}.items()
 
 
 async def test_a_run_of_a_paused_flow_says_who_paused_it_and_until_when(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`poll`: a run checks at something outside now and then, and holds nothing between the checks."""
+"""`poll`: a run looks at something outside now and then, and holds nothing between the looks."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ from turnout.testing import Service, run, serve, typed_event
 from turnout.testing.clock import START
 from turnout.testing.events import hand_event
 
-checks: list[tuple[timedelta, str]] = []
-"""When each check was made, after the start, and its idempotency key."""
+looks: list[tuple[timedelta, str]] = []
+"""When each look was made, after the start, and its idempotency key."""
 
 outside: dict[str, Any] = {}
-"""What the checks find: a value, or an error, by name; else nothing yet."""
+"""What the looks find: a value, or an error, by name; else nothing yet."""
 
 clocks: list[Any] = []
 
 
 @pytest.fixture(autouse=True)
 def nothing_seen() -> None:
-    checks.clear()
+    looks.clear()
     outside.clear()
     clocks.clear()
 
 
 def seen(name: str) -> Any:
-    checks.append((clocks[0].now() - START if clocks else timedelta(0), current().key()))
+    looks.append((clocks[0].now() - START if clocks else timedelta(0), current().key()))
     found = outside.get(name)
     if isinstance(found, Exception):
         raise found
-    return Pending(f"{len(checks)} checked") if found is None else found
+    return Pending(f"{len(looks)} looked") if found is None else found
 
 
 def times() -> list[timedelta]:
-    return [at for at, _ in checks]
+    return [at for at, _ in looks]
 
 
 @task
 async def ready(name: str) -> str | Pending:
-    current().log.info("check.made")
+    current().log.info("look.made")
     return seen(name)  # type: ignore[no-any-return]  # what the test has put there
 
 
@@ -136,10 +136,10 @@ async def test_it_returns_what_a_look_finds_and_only_one_row_is_kept() -> None:
         attempts = await service.journal.attempts(journal_run.seq)
     assert (result.state, result.result, result.attempts) == ("succeeded", "report.csv", 1)
     assert list(result.steps) == ["poll#1"]
-    assert result.steps["poll#1"].tries == len(checks) == 5
-    assert len({key for _, key in checks}) == 5, "each check is a call of its own"
+    assert result.steps["poll#1"].tries == len(looks) == 5
+    assert len({key for _, key in looks}) == 5, "each look is a call of its own"
     [attempt] = attempts
-    assert attempt.log is not None and attempt.log.count(b"check.made") == 1, "of the last check"
+    assert attempt.log is not None and attempt.log.count(b"look.made") == 1, "of the last look"
 
 
 async def test_people_see_what_is_polled_how_often_and_when_next() -> None:
@@ -149,11 +149,11 @@ async def test_people_see_what_is_polled_how_often_and_when_next() -> None:
         document = await post_mortem(service.journal, run_id)
         await service.process.operator.do(Cancel(run_id))
     assert document["waits_for"] == (
-        "for a result: polls ready, check 4, next at 2026-01-01T00:30:00Z, for 20m of 1d; "
-        "the last one said: 3 checked"
+        "for a result: polls ready, look 4, next at 2026-01-01T00:30:00Z, for 20m of 1d; "
+        "the last one said: 3 looked"
     )
     facts = document["waiting"]["facts"]
-    assert (facts["poll"], facts["checks"], facts["step"]) == ("ready", 3, "poll#1")
+    assert (facts["poll"], facts["looks"], facts["step"]) == ("ready", 3, "poll#1")
     assert "call" not in document["steps"][0]["result"], "a pickle is nobody's business"
 
 
@@ -164,7 +164,7 @@ async def test_it_goes_on_over_a_crash_and_repeats_only_the_look_that_was_cut_of
         outside["hold"] = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             advancing = tasks.create_task(service.advance("10m"))
-            while len(checks) < 3:  # noqa: ASYNC110  the third one hangs when the process dies
+            while len(looks) < 3:  # noqa: ASYNC110  the third one hangs when the process dies
                 await asyncio.sleep(0.001)
             advancing.cancel()
         outside.pop("hold")
@@ -173,8 +173,8 @@ async def test_it_goes_on_over_a_crash_and_repeats_only_the_look_that_was_cut_of
         outside["report"] = "there"
         result = await service.ended(run_id)
     assert result.result == "there"
-    keys = [key for _, key in checks]
-    assert keys[2] == keys[3], "the check that was cut off has the same key"
+    keys = [key for _, key in looks]
+    assert keys[2] == keys[3], "the look that was cut off has the same key"
     assert len(set(keys)) == len(keys) - 1
 
 
@@ -200,14 +200,14 @@ async def test_a_look_that_keeps_killing_the_process_fails_its_run() -> None:
                 if death == 0:
                     run_id = (await starting(service)).runs[0]
                 going = tasks.create_task(service.advance("1s"))
-                while len(checks) < death + 1:  # noqa: ASYNC110  it hangs when the process dies
+                while len(looks) < death + 1:  # noqa: ASYNC110  it hangs when the process dies
                     await asyncio.sleep(0.001)
                 going.cancel()
             await service.restart()
         result = await service.ended(run_id)
     assert result.error is not None and result.error.type == "process_died"
-    assert len(checks) == 5
-    assert len({key for _, key in checks}) == 1
+    assert len(looks) == 5
+    assert len({key for _, key in looks}) == 1
 
 
 async def starting(service: Service) -> Any:
@@ -216,7 +216,7 @@ async def starting(service: Service) -> Any:
     return receipt
 
 
-# ---------------------------------------------------------------- errors of a check
+# ---------------------------------------------------------------- errors of a look
 
 
 @task(retry=retry(2, delay="2s", factor=1, jitter=False))
@@ -238,7 +238,7 @@ async def test_a_failing_look_is_tried_again_as_its_task_says_then_the_poll_fail
     assert (result.error.type, result.error.message) == ("OSError", "no route")
     assert result.error.step == "poll#1"
     assert times() == [timedelta(seconds=2 * number) for number in range(3)]
-    assert len({key for _, key in checks}) == 1, "the tries of one check share its key"
+    assert len({key for _, key in looks}) == 1, "the tries of one look share its key"
 
 
 @task(retry=retry(1, delay="1h", factor=1, jitter=False))
@@ -296,7 +296,7 @@ async def test_a_fallback_stands_for_a_look_that_fails() -> None:
         await service.advance("3m")
         outside["x"] = "there"
         result = await service.ended(run_id)
-    assert (result.result, len(checks)) == ("there", 5)
+    assert (result.result, len(looks)) == ("there", 5)
 
 
 # ---------------------------------------------------------------- the end of its time
@@ -318,8 +318,8 @@ async def test_the_last_look_is_at_the_end_of_its_time_then_it_is_a_named_error(
         result = await service.run(gives_up, "x")
     assert result.result == [
         "PollTimeout",
-        "step 'poll#1' of flow 'gives_up' polled 'ready' for 10m, and the last of 4 checks found "
-        "nothing yet: 3 checked",
+        "step 'poll#1' of flow 'gives_up' polled 'ready' for 10m, and the last of 4 looks found "
+        "nothing yet: 3 looked",
     ]
     assert times() == [timedelta(minutes=each) for each in (0, 4, 8, 10)]
     assert issubclass(PollTimeout, TimeoutError)
@@ -332,7 +332,7 @@ async def test_after_a_stop_past_its_time_it_looks_once_more() -> None:
         service.clock.set(START + timedelta(days=3))
         await service.restart()
         result = await service.ended(run_id)
-    assert (result.result, len(checks)) == ("there", 2)
+    assert (result.result, len(looks)) == ("there", 2)
 
 
 # ---------------------------------------------------------------- beside other waits
@@ -358,7 +358,7 @@ async def test_the_first_of_a_poll_and_others() -> None:
         found = await service.ended(found.id)
         (called_off,) = await service.emit(typed_event(whichever, "b"))
         await service.advance("15m")
-        before = len(checks)
+        before = len(looks)
         await service.emit(typed_event(cancelled, "b"))
         called_off = await service.look(called_off.id)
         (over,) = await service.emit(typed_event(whichever, "c"))
@@ -368,7 +368,7 @@ async def test_the_first_of_a_poll_and_others() -> None:
     assert called_off.result == ["cancelled", "b"]
     assert over.result == ["over", 2]
     assert over.steps["poll#1"].state == "dropped"
-    assert len(checks) == before + 4, "a poll that came second checks no more"
+    assert len(looks) == before + 4, "a poll that came second looks no more"
 
 
 @flow(on=event("both.begun"), awaits=cancelled)
@@ -390,9 +390,9 @@ async def test_several_polls_of_a_run_look_each_at_its_time() -> None:
         outside.update(b="B")
         await service.advance("1h")
         assert (await service.look(begun_.id)).state == "waiting"
-        count = len(checks)
+        count = len(looks)
         await service.advance("1h")
-        assert len(checks) == count, "both are over"
+        assert len(looks) == count, "both are over"
         await service.emit(typed_event(cancelled, 7))
         result = await service.look(begun_.id)
     assert result.result == ["A", "B", 7]
@@ -471,7 +471,7 @@ async def test_a_cancelled_run_looks_no_more() -> None:
         await service.process.operator.do(Cancel(run_id))
         await service.advance("1d")
         result = await service.look(run_id)
-    assert (result.state, len(checks)) == ("cancelled", 1)
+    assert (result.state, len(looks)) == ("cancelled", 1)
 
 
 async def test_a_paused_flow_looks_when_it_is_resumed() -> None:
@@ -479,7 +479,7 @@ async def test_a_paused_flow_looks_when_it_is_resumed() -> None:
         run_id = await begun(service, polls, "x")
         await service.process.operator.do(Pause("polls"))
         await service.advance("2h")
-        assert len(checks) == 1
+        assert len(looks) == 1
         outside["x"] = "there"
         await service.process.operator.do(Resume("polls"))
         result = await service.ended(run_id)
@@ -492,11 +492,11 @@ async def test_a_retry_from_the_poll_looks_anew_and_one_after_it_does_not() -> N
         run_id = (await service.run(polls, "x")).id
         await service.process.operator.do(RetryRun(run_id))
         assert (await service.ended(run_id)).result == "there"
-        assert len(checks) == 1
+        assert len(looks) == 1
         outside["x"] = "elsewhere"
         await service.process.operator.do(RetryRun(run_id, from_step="poll#1"))
         assert (await service.ended(run_id)).result == "elsewhere"
-    assert len(checks) == 2
+    assert len(looks) == 2
 
 
 # ---------------------------------------------------------------- limits and dependencies
@@ -526,7 +526,7 @@ async def test_looks_take_a_place_at_the_limit_of_their_task() -> None:
         await service.advance("5m")
         ended = [await service.look(each.id) for each in runs]
     assert [each.state for each in ended] == ["failed"] * 4
-    assert (len(checks), most) == (16, 1)
+    assert (len(looks), most) == (16, 1)
 
 
 @flow(concurrency=limit("crm", 1))
@@ -555,10 +555,10 @@ async def test_looks_that_fail_open_the_breaker_of_what_the_flow_needs() -> None
         outside["x"] = OSError("down")
         run_id = await begun(service, polls_bank, "x")
         await service.advance("50m")
-        assert len(checks) == 2, "it is open: nobody checks"
+        assert len(looks) == 2, "it is open: nobody looks"
         await service.advance("2h")
         probed = await service.look(run_id)
-        assert (len(checks), probed.attempts) == (4, 0), "one goes alone, and spends nothing"
+        assert (len(looks), probed.attempts) == (4, 0), "one goes alone, and spends nothing"
         assert probed.error is not None and probed.error.type == "OSError"
         outside["x"] = "there"
         result = await service.ended(run_id)
@@ -598,7 +598,7 @@ def test_a_look_is_a_task_of_any_kind_and_its_value_is_kept_like_a_result() -> N
 
 @task
 def photographs(name: str) -> str | Pending:
-    current().attach(f"check-{len(checks)}.txt", f"{len(checks)}".encode())
+    current().attach(f"look-{len(looks)}.txt", f"{len(looks)}".encode())
     return seen(name)  # type: ignore[no-any-return]  # what the test has put there
 
 
@@ -611,7 +611,7 @@ async def test_what_a_look_attaches_is_kept_with_the_end_of_the_poll() -> None:
     async with serve(polls_photographs) as service:
         kept = []
         for found in ("there", OSError("broken")):
-            checks.clear()
+            looks.clear()
             outside.pop("x", None)
             run_id = await begun(service, polls_photographs, "x")
             await service.advance("1m")
@@ -621,7 +621,7 @@ async def test_what_a_look_attaches_is_kept_with_the_end_of_the_poll() -> None:
             assert known is not None
             files = await service.journal.artefacts(known.seq, 10)
             kept.append((known.state, [each.name for each in files]))
-    assert kept == [("succeeded", ["check-2.txt"]), ("failed", ["check-2.txt"])]
+    assert kept == [("succeeded", ["look-2.txt"]), ("failed", ["look-2.txt"])]
 
 
 @task(timeout="20ms")
@@ -694,18 +694,18 @@ async def asks(what: str) -> Any:
 
 
 @pytest.mark.parametrize(("what", "kind", "words"), [
-    ("function", "TypeError", "poll(not_a_task, …), called at FILE: a poll calls a task: write "
-     "@task above its function, and give the task itself"),
-    ("flow", "TypeError", "poll(other, …), called at FILE: flow 'other' is a flow, and a poll "
-     "calls a task: write @task"),
+    ("function", "TypeError", "poll(not_a_task, …), called at FILE: a look is a task: write @task "
+     "above its function, and give the task itself"),
+    ("flow", "TypeError", "poll(other, …), called at FILE: flow 'other' is a flow, and a look is a "
+     "task: write @task"),
     ("undo", "SetupError", "poll(with_undo, …), called at FILE: task 'with_undo' has undo=, and a "
-     "poll calls it many times: leave it out"),
+     "look is made many times: leave it out"),
     ("inner", "not_kept", "poll(inner, …): a restart could not find asks.<locals>.inner again; "
      "define it with `def` at the top of a file, and pass what it needs as arguments"),
     ("lock", "not_kept", "poll(ready, …): an argument cannot be kept (TypeError: cannot pickle "
      "'_thread.lock' object); pass plain data or an id instead"),
     ("large", "not_kept", "poll(ready, …): the arguments come to 20,024 bytes and are kept with "
-     "each check, at most 16,384; pass an id instead"),
+     "each look, at most 16,384; pass an id instead"),
     ("every", "SetupError", "poll(ready, every='0s'): write how long, such as '5s'"),
 ])  # fmt: skip
 def test_what_cannot_be_polled_is_refused_by_name(what: str, kind: str, words: str) -> None:
@@ -761,7 +761,7 @@ async def over_an_edit(new: Any, change: Callable[[], object]) -> Any:
         return await service.look(run_id)
 
 
-async def test_a_poll_that_calls_another_check_is_refused_once_it_has_checked() -> None:
+async def test_a_poll_that_calls_another_check_is_refused_once_it_has_looked() -> None:
     outside["y"] = "there"
     result = await over_an_edit(calls_another_check, lambda: None)
     assert result.error is not None and result.error.type == "code_changed"
@@ -769,7 +769,7 @@ async def test_a_poll_that_calls_another_check_is_refused_once_it_has_checked() 
         "the code changed under this run: step 'poll#1' is recorded for poll('ready', 'x') and is "
         "now called with other arguments, poll('shaky', 'x')"
     )
-    assert len(checks) == 4, "checks go on by what is recorded"
+    assert len(looks) == 4, "looks go on by what is recorded"
 
 
 async def test_a_check_that_moved_looks_from_where_it_is_now(
@@ -790,7 +790,7 @@ async def test_a_check_that_is_gone_fails_the_run_by_name(
         known = ready
 
         async def loses_it(name: str) -> str:
-            globals()["ready"] = known  # there while the flow runs, and gone when it checks
+            globals()["ready"] = known  # there while the flow runs, and gone when it looks
             try:
                 return await poll(known, name, every="10m", timeout="1d")
             finally:
@@ -803,5 +803,5 @@ async def test_a_check_that_is_gone_fails_the_run_by_name(
         result = await service.look(run_id)
     assert result.error is not None and result.error.type == "code_changed"
     assert result.error.message == (
-        "step 'poll#1' of flow 'polls' cannot check any more: ready is no longer in the code"
+        "step 'poll#1' of flow 'polls' cannot look any more: ready is no longer in the code"
     )

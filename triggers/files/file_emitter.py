@@ -65,7 +65,7 @@ class FileEmitter:
         return self._settle_timer.next_due()
 
     def see(self, path: str, version: Version, *, renamed: bool = False) -> None:
-        """Note a version that a scan has found; it waits unless it was emitted already."""
+        """Note a version that a look has found; it waits unless it was emitted already."""
         if not self._positions.knows(path, version):
             now, wall_ns = self._now(), self._wall_ns()
             self._settle_timer.see(path, version, now=now, wall_ns=wall_ns, renamed=renamed)
@@ -103,7 +103,7 @@ class FileEmitter:
         return any(candidate is not None and candidate.renamed for candidate in candidates)
 
     def _judge(self, path: str, seen: Inspection) -> FileVersion | None:
-        """Decide from the last inspection whether the file becomes an event."""
+        """Decide from the last look whether the file becomes an event."""
         candidate = self._settle_timer.get(path)
         if candidate is None:
             return None

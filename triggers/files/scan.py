@@ -241,7 +241,7 @@ def _files(
                     yield path, Version.of(entry.stat(follow_symlinks=False))
 
 
-def versions_now(root: str, paths: Sequence[str]) -> list[Version | Other]:
+def look(root: str, paths: Sequence[str]) -> list[Version | Other]:
     """Return what each path, relative to the root, is right now; opens no file."""
     found: list[Version | Other] = []
     with _Folders(root) as folders:

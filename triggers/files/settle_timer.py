@@ -18,7 +18,7 @@ from .scan import Version
 CONFIRM_SECONDS = 0.04
 """How long a file that was renamed into place is watched for a second notification.
 
-Longer than a notification takes, so that a write from before the first inspection shows.
+Longer than a notification takes, so that a write from before the first look shows.
 """
 
 READ_RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -82,7 +82,7 @@ class SettleTimer:
             self._put_off(path, candidate, now + self._remaining(candidate.version, wall_ns))
 
     def unreadable(self, path: str, *, now: float) -> bool:
-        """Count a failed read and put the file off; False when it was put off often enough."""
+        """Count a failed look and put the file off; False when it was put off often enough."""
         candidate = self._candidates[path]
         if candidate.failures >= len(READ_RETRY_SECONDS):
             return False

@@ -40,8 +40,8 @@ from .scan import (
     device_of,
     identity_of,
     is_inside,
+    look,
     topmost,
-    versions_now,
 )
 
 _SLICE_FILES = 1000
@@ -164,9 +164,7 @@ class Watching:
         ]
         for start in range(0, len(listed), _SLICE_FILES):
             some = listed[start : start + _SLICE_FILES]
-            for path, found in zip(
-                some, await self._disk(versions_now, self._root, some), strict=True
-            ):
+            for path, found in zip(some, await self._disk(look, self._root, some), strict=True):
                 if found is Other.GONE:
                     gone.append(path)
                 elif found is Other.FOLDER:
@@ -249,10 +247,10 @@ class Watching:
         return min(max(_POLL_SECONDS, 4 * self._walk_seconds), self._plan.rescan_seconds)
 
     async def _close(self, absent: list[str]) -> None:
-        """Close files that a walk did not meet, once a second check has confirmed it."""
+        """Close files that a walk did not meet, after a look has confirmed that they are gone."""
         for start in range(0, len(absent), _SLICE_FILES):
             some = absent[start : start + _SLICE_FILES]
-            looks = zip(some, await self._disk(versions_now, self._root, some), strict=True)
+            looks = zip(some, await self._disk(look, self._root, some), strict=True)
             await self._recorder.close(
                 path
                 for path, found in looks

@@ -1238,12 +1238,12 @@ MORE = (
         async def export(job: str):
             return await poll(exported, job)  # here
         """,
-        "poll(exported, …): a poll calls a task: write @task above its function, and give the task "
+        "poll(exported, …): a look is a task: write @task above its function, and give the task "
         "itself",
         "write @task above its function",
     ),
     InFile(
-        "a poll that waits no time between its checks",
+        "a poll that waits no time between its looks",
         """
         @task
         def exported(job: str) -> str | Pending:
@@ -1253,7 +1253,7 @@ MORE = (
         async def export(job: str):
             return await poll(exported, job, every="20ms")  # here
         """,
-        "poll(every='20ms') checks without rest, with a write to disk each time; write "
+        "poll(every='20ms') looks without rest, with a write to disk each time; write "
         'every="1s" or more',
         'every="1s" or more',
         warns=True,
@@ -1269,7 +1269,7 @@ MORE = (
         async def export(job: str):
             return await poll(exported, job)  # here
         """,
-        "poll(exported, …): task 'exported' never returns Pending(), so the first check ends the "
+        "poll(exported, …): task 'exported' never returns Pending(), so the first look ends the "
         "poll, also with None; return Pending() while there is nothing",
         "return Pending()",
         warns=True,
@@ -1287,8 +1287,7 @@ MORE = (
         async def export(job: str):
             return await poll(exported, job)  # here
         """,
-        "poll(exported, …): task 'exported' has undo=, and a poll calls it many times: "
-        "leave it out",
+        "poll(exported, …): task 'exported' has undo=, and a look is made many times: leave it out",
         "leave it out",
     ),
 )

@@ -10,15 +10,7 @@ from pathlib import Path
 import pytest
 
 from turnout.triggers.files.pattern import Pattern
-from turnout.triggers.files.scan import (
-    Inspection,
-    Other,
-    Version,
-    WalkReport,
-    inspect,
-    versions_now,
-    walk,
-)
+from turnout.triggers.files.scan import Inspection, Other, Version, WalkReport, inspect, look, walk
 
 
 def paths(root: Path, pattern: str = "**/*", **limits: int) -> tuple[list[str], WalkReport]:
@@ -58,7 +50,7 @@ def test_refuses_everything_that_is_no_regular_file(tmp_path: Path) -> None:
         assert found == ["good.csv"]
         assert report.refused == {"link.csv", "folder", "loop", "pipe.csv", "socket.csv"}
         special = ["link.csv", "pipe.csv", "socket.csv"]
-        assert versions_now(str(root), special) == [Other.REFUSED] * 3
+        assert look(str(root), special) == [Other.REFUSED] * 3
         assert inspect(str(root), special) == [Inspection(Other.REFUSED)] * 3
         assert inspect(str(root), ["folder/canary.csv"])[0].found is Other.GONE
 
