@@ -21,12 +21,12 @@ from turnout.service.journal.sqlite.journal import SqliteJournal
 honest = SqliteJournal.record
 
 async def apart(self, run, outcome, **named):
-    keeps, outcome.keeps = outcome.keeps, None
+    moved, outcome.state_write = outcome.state_write, None
     await honest(self, run, outcome, **named)
-    if keeps is not None:
+    if moved is not None:
         await asyncio.sleep(0.03)
         await self._call(
-            lambda connection, _: flow_state.write(connection, run.flow, run.claim.run_id, keeps, 0)
+            lambda connection, _: flow_state.write(connection, run.flow, run.claim.run_id, moved, 0)
         )
 
 SqliteJournal.record = apart
