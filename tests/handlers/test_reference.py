@@ -32,8 +32,11 @@ SECRETS = (
     "CRM_HOOK",
     "SHOP_HOOK",
     "ORDERS_HOOK",
+    "OPENAI_KEY",
     "PGPASSWORD",
 )
+
+pytestmark = pytest.mark.timeout(60)  # the first agent imports its framework, which takes seconds
 
 RUNS: Mapping[str, tuple[str, Any, Any]] = {
     "budget": ("scale_up", {"service": "web"}, "web +2"),
