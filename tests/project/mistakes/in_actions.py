@@ -213,7 +213,7 @@ POLLS = (
         async def export(job: str):
             return await poll(other, job)  # here
         """,
-        "poll(other, …): flow 'other' is a flow, and a poll calls a task: write @task",
+        "poll(other, …): flow 'other' is a flow, and a look is a task: write @task",
         "write @task",
     ),
     InFile(
