@@ -251,11 +251,20 @@ class Guardian:
             _drain(self._woken)
 
     def _send(self, number: int) -> None:
+        """Send a signal once to each: the second SIGTERM means to some that they end at once."""
         # Once it is reaped its number may be another's, so others are then found as descendants.
-        if self._ended is None or not self._adopts:
+        has_group = self._ended is None or not self._adopts
+        others = [pid for pid in self._processes() if not has_group or not self._is_in_group(pid)]
+        if has_group:
             _signal(os.killpg, self._child, number)
-        for pid in self._processes():
+        for pid in others:
             _signal(os.kill, pid, number)
+
+    def _is_in_group(self, pid: int) -> bool:
+        try:
+            return os.getpgid(pid) == self._child
+        except OSError:  # it has ended
+            return True
 
     # ---- saying it
 

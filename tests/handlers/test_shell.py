@@ -461,6 +461,17 @@ def test_a_timeout_asks_first(capfd: pytest.CaptureFixture[str]) -> None:
     assert '"cleaned"' in capfd.readouterr().err
 
 
+COUNTS = "n=0; trap 'n=$((n+1))' TERM; echo up; while [ $n = 0 ]; do sleep 0.05; done; sleep 0.2"
+
+
+@pytest.mark.parametrize("how", ["", "setsid "], ids=["its group", "a session of its own"])
+def test_a_process_is_asked_to_end_once(how: str) -> None:
+    counts = shlex.quote(f"{COUNTS}; echo $n >> asked")
+    with pytest.raises(ShellError, match="did not end within 1s"):
+        answered(f"{how}sh -c {counts} & eval {counts}; wait", shell=True, timeout="1s")
+    assert Path("asked").read_text() == "1\n1\n"
+
+
 def test_a_timeout_ends_what_does_not_listen() -> None:
     begun = time.monotonic()
     with pytest.raises(ShellError, match="did not end within 1s"):
