@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from types import FunctionType, MethodType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
-from turnout.service.domain.pending import problem_of_check
+from turnout.service.domain.pending import Pending, problem_of_check
 from turnout.service.domain.task import Task
 from turnout.service.domain.units import is_duration, parse_duration, parse_size
 from turnout.service.governance.secrets import Secret, secret
@@ -25,6 +25,7 @@ from .source import AnyFunction, SourceVisitor, is_step
 from .wrong_names import missing, options_of, too_many, unexpected
 
 _RESTLESS = timedelta(milliseconds=100)
+_NAMELESS = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
 _LISTS = (ast.List, ast.ListComp, ast.GeneratorExp)
 _SCHEMES = ("http://", "https://")
 
@@ -124,7 +125,7 @@ class _Visitor(SourceVisitor):
         place = list(inspect.signature(function).parameters).index("url")
         url = options.get("url", node.args[place] if len(node.args) > place else None)
         address = _constant(url)
-        if isinstance(address, str) and not address.startswith(_SCHEMES):
+        if isinstance(address, str) and not address.lower().startswith(_SCHEMES):
             self.report(
                 node, f"{written}({address!r}): an address begins with https:// or http://; write "
                 f"{'https://' + address.lstrip('/')!r}",
@@ -148,6 +149,9 @@ class _Visitor(SourceVisitor):
                 f"poll(every={said!r}) looks without rest, with a write to disk each time; write "
                 'every="1s" or more',
             )
+        if not node.args:
+            self.report(node, "poll(…) is given no task: write `await poll(task, …)`")
+            return
         first, *given = node.args
         written, check = ast.unparse(first), self.named(first)
         if isinstance(first, ast.Call) and is_step(self.named(first.func)):
@@ -164,7 +168,7 @@ class _Visitor(SourceVisitor):
             problem = f"{check.words} {words}; it is {_written(check)}" if words else None
         if problem is not None:
             self.report(node, f"poll({written}, …): {problem}")
-        elif not _mentions_pending(check):
+        elif not _may_be_pending(check):
             self._warn(
                 node,
                 f"poll({written}, …): {check.words} never returns Pending(), so the first look "
@@ -208,7 +212,7 @@ def _refused(node: ast.Call, name: str, function: Callable[..., Any]) -> str | N
     parameters = inspect.signature(function).parameters.values()
     is_open = not known and any(each.kind is each.VAR_KEYWORD for each in parameters)
     for each in node.keywords:
-        named = (*known, *(each.name for each in parameters if each.kind is not each.VAR_KEYWORD))
+        named = (*known, *(of.name for of in parameters if of.kind not in _NAMELESS))
         if each.arg is not None and not is_open and each.arg not in named:
             return unexpected(name, function, each.arg)
     words = _unbound(node, function, node.args)
@@ -223,7 +227,7 @@ def _unbound(node: ast.Call, function: Callable[..., Any], given: Iterable[ast.e
     if _has_star(node):
         return None
     named = {each.arg: each.value for each in node.keywords if each.arg is not None}
-    signature = inspect.signature(function)
+    signature = _signature(function)
     try:
         signature.bind(*given, **named)
     except TypeError:
@@ -245,6 +249,11 @@ def _unbound(node: ast.Call, function: Callable[..., Any], given: Iterable[ast.e
     return None
 
 
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return what a call gives to: of a decorated function not what its decorator passes on."""
+    return inspect.signature(function, follow_wrapped=False)
+
+
 def _has_star(node: ast.Call) -> bool:
     stars = any(isinstance(each, ast.Starred) for each in node.args)
     return stars or any(each.arg is None for each in node.keywords)
@@ -255,7 +264,7 @@ def _written(task: Task[Any]) -> str:
     names = (
         f"{each.replace(annotation=each.empty, default=each.empty)}"
         f"{'' if each.default is each.empty else '=…'}"
-        for each in inspect.signature(task.function).parameters.values()
+        for each in _signature(task.function).parameters.values()
     )
     return f"{task.function.__name__}({', '.join(names)})"
 
@@ -267,11 +276,45 @@ def _constant(node: ast.expr | None) -> Any:
     return node.value if isinstance(node, ast.Constant) else None
 
 
-def _mentions_pending(check: Task[Any]) -> bool:
-    """Whether the code of a task, or its annotation, names `Pending`; or what it calls may."""
-    function = check.function
-    said = str(getattr(function, "__annotations__", {}).get("return", ""))
-    return "Pending" in said or "Pending" in function.__code__.co_names
+def _may_be_pending(check: Task[Any]) -> bool:
+    """Whether a task, or what it calls as far as that can be followed, may return `Pending`."""
+    said = str(getattr(check.function, "__annotations__", {}).get("return", ""))
+    return "Pending" in said or _names_pending(check.function, set())
+
+
+def _names_pending(value: Any, seen: set[int]) -> bool:
+    """Whether a value is `Pending`, or the code of a function names it, directly or not."""
+    if value is Pending:
+        return True
+    if is_step(value):
+        value = value.function
+    if issubclass(type(value), MethodType):
+        value = value.__func__
+    if not issubclass(type(value), FunctionType) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    known = value.__globals__
+    names = set(_names_of(value.__code__))
+    modules = [known[name] for name in names if issubclass(type(known.get(name)), ModuleType)]
+    used = [known[name] for name in names if name in known]
+    used += [vars(module)[name] for module in modules for name in names if name in vars(module)]
+    used += [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    return "Pending" in names or any(_names_pending(each, seen) for each in used)
+
+
+def _names_of(code: CodeType) -> Iterator[str]:
+    """Yield the names that code uses, and the functions inside it."""
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names_of(each)
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _is_of_turnout(value: Any) -> bool:
