@@ -64,7 +64,8 @@ class _Visitor(SourceVisitor):
     def visit_FormattedValue(self, node: ast.FormattedValue) -> None:  # noqa: N802  `ast` calls it
         value = node.value
         is_call = isinstance(value, ast.Call) and self.named(value.func) is secret
-        if is_call or isinstance(self.named(value), Secret):
+        is_shown = node.conversion != -1  # `{token!r}`, for a log
+        if not is_shown and (is_call or isinstance(self.named(value), Secret)):
             written = ast.unparse(value)
             self._warn(value, f"{written} in a text is masked; write {written}.reveal()")
         self.generic_visit(node)

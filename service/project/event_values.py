@@ -34,17 +34,48 @@ class EventVisitor(SourceVisitor):
         self._given = {each.arg for each in listed}
 
     def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802  the name that `ast` calls
-        """Bind the names of an assignment."""
+        """Bind the names of an assignment, to an event's value or to another one."""
+        self.generic_visit(node)
         if self.is_of_event(node.value):
             for target in node.targets:
                 self._bind(target)
+        else:
+            self._given -= {each.id for each in node.targets if isinstance(each, ast.Name)}
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802  the name that `ast` calls
+        """Bind the name of an assignment with a type."""
+        if node.value is not None:
+            self.visit_Assign(ast.copy_location(ast.Assign([node.target], node.value), node))
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:  # noqa: N802  the name that `ast` calls
+        """Bind the name that an event's value is added to."""
         self.generic_visit(node)
+        if self.is_of_event(node.value):
+            self._bind(node.target)
+
+    def visit_If(self, node: ast.If) -> None:  # noqa: N802  the name that `ast` calls
+        """Know after it what is an event's after one of its branches."""
+        self.visit(node.test)
+        before, after = self._given, set[str]()
+        for branch in (node.body, node.orelse):
+            self._given = set(before)
+            for each in branch:
+                self.visit(each)
+            after |= self._given
+        self._given = after
+
+    def _visit_what_may_not_run(self, node: ast.AST) -> None:
+        before = set(self._given)
+        self.generic_visit(node)
+        self._given |= before
+
+    visit_While = visit_Try = visit_TryStar = visit_Match = _visit_what_may_not_run  # noqa: N815
 
     def visit_For(self, node: ast.For) -> None:  # noqa: N802  the name that `ast` calls
         """Bind the names of a loop."""
         if self.is_of_event(node.iter):
             self._bind(node.target)
-        self.generic_visit(node)
+        self._visit_what_may_not_run(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
         """Bind the names of a comprehension."""

@@ -17,7 +17,21 @@ WARNED = [
     "await shell('ls %s' % data['dir'], shell=True)",
     "await shell(current().event.data['x'], shell=True, timeout='1s')",
     "text = 'ls ' + data['dir']; await shell(text, shell=True)",
+    "text: str = 'ls ' + data['dir']; await shell(text, shell=True)",
+    "text = 'ls '; text += data['dir']; await shell(text, shell=True)",
     "[await shell(f'ls {each}', shell=True) for each in data['dirs']]",
+    """
+    name = data['dir']
+    if name.isdigit():
+        name = shlex.quote(name)
+    await shell('ls ' + name, shell=True)""",
+    """
+    name = data['dir']
+    try:
+        name = shlex.quote(name)
+    finally:
+        await shell('date', shell=True)
+    await shell('ls ' + name, shell=True)""",
 ]
 REFUSED = {
     "await shell('ls')": "shell(…) is given one text: write a list of its words, or shell=True to "
@@ -35,6 +49,15 @@ FINE = [
     "await shell(f'ls {shlex.quote(data[\"dir\"])}', shell=True)",
     "await shell('cat', shell=True, stdin=data['text'])",
     "await shell(TEXT, shell=True)",
+    "name = data['dir']; name = shlex.quote(name); await shell('ls ' + name, shell=True)",
+    "data = await listed(data['dir']); await shell(f'ls {data}', shell=True)",
+    """
+    name = data['dir']
+    if name.isdigit():
+        name = 'number'
+    else:
+        name = shlex.quote(name)
+    await shell('ls ' + name, shell=True)""",
     "await listed(data['dir'])",
     "await shell(TEXT)",
 ]
@@ -60,9 +83,9 @@ def test_a_text_of_the_event_is_warned_of(tmp_path: Path, line: str) -> None:
     problems, [warning] = found_in(tmp_path, line)
     assert problems == []
     assert warning == (
-        "19: shell(…, shell=True): parts of the text come from the event, so whoever sends it "
-        "chooses what this machine runs; write a list of arguments, or shlex.quote(…) around each "
-        "part"
+        f"{19 + line.count(chr(10))}: shell(…, shell=True): parts of the text come from the event, "
+        "so whoever sends it chooses what this machine runs; write a list of arguments, or "
+        "shlex.quote(…) around each part"
     )
 
 

@@ -11,8 +11,9 @@ from turnout.service.project.check import check
 HEAD = """
 import functools
 from turnout import Pending as Waiting
-from turnout import flow, http, poll, task
+from turnout import current, flow, http, poll, secret, task
 
+TOKEN = secret("TURNOUT_TEST_TOKEN")
 OPTIONS = {"every": "1s"}
 
 
@@ -62,12 +63,14 @@ CALLS = [
     "await poll(connected, '1')",
     "await poll(helped, '1')",
     "await poll(nested, '1')",
+    "current().log.info(f'with {TOKEN!r}')",
     "await http.get('HTTPS://shop.example/')",
 ]
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_nothing_is_said_of_it(tmp_path: Path, call: str) -> None:
+def test_nothing_is_said_of_it(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_TEST_TOKEN", "x" * 20)
     file = tmp_path / "flows.py"
     file.write_text(f"{HEAD}@flow\nasync def export() -> None:\n    {call}\n")
     found = check([file])
