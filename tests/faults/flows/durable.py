@@ -165,7 +165,7 @@ def in_process(folder: str) -> None:
 @task
 async def on_loop(folder: str) -> None:
     try:
-        await sleep("1d")  # inside a task it is a plain sleep
+        await asyncio.sleep(86_400)
     except BaseException as error:
         leave(folder, f"loop {type(error).__name__}")
         raise
