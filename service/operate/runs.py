@@ -138,7 +138,8 @@ async def plan_retry(parts: Parts, verb: Retry) -> list[str]:
         return [f"finish the undo of run {run.id} of flow {run.flow}"]
     steps = await parts.journal.steps(run.seq)
     if verb.from_step is not None and not any(
-        verb.from_step in (step.key, step.task) for step in steps
+        verb.from_step in (step.key, step.task) or step.key.startswith(f"{verb.from_step}[")
+        for step in steps
     ):
         raise NotFound(f"run {run.id} has no recorded step {verb.from_step!r}")
     from_step = "" if verb.from_step is None else f", from step {verb.from_step} on"

@@ -165,9 +165,9 @@ def retry(
         _undo_again(connection, counters, run, from_step, micros(now))
         return _run(connection, run_id)
     _delete_failure(connection, run)
-    connection.execute(_SQL["delete_waiting_steps"], (run.seq,))
     if from_step is not None:
         _drop_steps(connection, run, from_step)
+    connection.execute(_SQL["delete_waiting_steps"], (run.seq,))
     connection.execute(_SQL["queue_again"], (run.seq, micros(now)))
     run_keys.add(connection, [run.seq])
     counters.move(run.state, RunState.QUEUED)

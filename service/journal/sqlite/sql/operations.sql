@@ -103,9 +103,13 @@ SELECT 1 FROM steps WHERE run_seq = ?1 AND key = ?2;
 SELECT 1 FROM steps WHERE run_seq = ?1 AND task = ?2;
 
 -- name: first_step
--- The step of a run (?1) with a key, or the first of a task (both ?2).
-SELECT min(seq) FROM steps WHERE run_seq = ?1 AND key = ?2
-UNION ALL SELECT min(seq) FROM steps WHERE run_seq = ?1 AND task = ?2;
+-- The step of a run (?1) with a key, or the first of a task (both ?2); or what lies inside it, if that
+-- was recorded before: a wait that began again has a new row.
+SELECT min(seq) FROM steps
+WHERE run_seq = ?1 AND (key = ?2 OR key >= ?2 || '[' AND key < ?2 || '\')
+UNION ALL SELECT min(inside.seq) FROM steps AS s JOIN steps AS inside ON inside.run_seq = s.run_seq
+    AND (inside.key = s.key OR inside.key >= s.key || '[' AND inside.key < s.key || '\')
+WHERE s.run_seq = ?1 AND s.task = ?2;
 
 -- name: race_of
 -- The first step of those that a run (?1) awaited together with one (?2, its seq): itself if that is
