@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -80,7 +80,8 @@ class ModelServer:
                 size = int(self.headers["content-length"])
                 body = json.loads(self.rfile.read(size))
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                server._answer(self, Request(headers.get("idempotency-key", ""), body, headers))
+                with suppress(ConnectionError):  # who asked has been killed
+                    server._answer(self, Request(headers.get("idempotency-key", ""), body, headers))
 
             def log_message(self, *args: object) -> None:
                 pass
