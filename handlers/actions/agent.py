@@ -1,7 +1,7 @@
 """The action `agent`: a language model that works with tasks as its tools, each call a step.
 
 Not here: the conversation (`agent_run`), its budgets (`agent_budget`), and the framework that
-speaks with the models (`agent_framework`, the one place that imports it).
+speaks with the models (`agent_framework`, and `agent_transcript`: only they import it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the action `agent` needs of pydantic-ai: models, schemas, messages. Nothing else imports it.
+"""What the action `agent` needs of pydantic-ai: models, schemas, messages.
+
+Not here: what was said as plain data (`agent_transcript`). Nothing else imports pydantic-ai.
 
 The framework runs the conversation and reads answers. Tools are external to it (deferred tools): it
 says which calls a model makes, and is given what they came to; so it never runs one, in whatever
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Future
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +36,9 @@ from pydantic_ai.messages import (
     ModelMessagesTypeAdapter,
     ModelRequest,
     ModelResponse,
-    TextPart,
     ToolCallPart,
-    ToolReturnPart,
-    UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters, infer_model, parse_model_id
-from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.providers import Provider, infer_provider_class
 from pydantic_ai.settings import ModelSettings
@@ -53,6 +51,7 @@ from turnout.service.governance import secrets
 from turnout.service.steps import failures
 
 from .agent_budget import Spent
+from .agent_transcript import entries
 from .http_response import HttpError, HttpRefused
 
 if TYPE_CHECKING:
@@ -347,74 +346,3 @@ def as_failure(name: str, error: Exception) -> Exception:
     if isinstance(error, AgentRunError | UserError):
         return Fail(secrets.mask(f"agent {name!r}: {error}"))
     return error
-
-
-# ---------------------------------------------------------------- the transcript
-
-
-def entries(messages: Sequence[ModelMessage]) -> Iterator[dict[str, Any]]:
-    """Yield what was said as plain data, without what differs between replays."""
-    for message in messages:
-        if isinstance(message, ModelResponse):
-            yield _said(message)
-            continue
-        for part in message.parts:
-            if isinstance(part, ToolReturnPart):
-                yield {
-                    "role": "tool",
-                    "tool": part.tool_name,
-                    "id": part.tool_call_id,
-                    "outcome": part.outcome,
-                    "result": part.content,
-                }
-            else:
-                role = "user" if isinstance(part, UserPromptPart) else "turnout"
-                yield {"role": role, "text": getattr(part, "content", "")}
-
-
-def _said(message: ModelResponse) -> dict[str, Any]:
-    asks = [
-        {
-            "tool": each.tool_name,
-            "id": each.tool_call_id,
-            "arguments": each.args if isinstance(each.args, str) else each.args_as_json_str(),
-        }
-        for each in message.tool_calls
-    ]
-    return {
-        "role": "model",
-        "text": "".join(each.content for each in message.parts if isinstance(each, TextPart)),
-        "asks": asks,
-        "tokens": [message.usage.input_tokens, message.usage.output_tokens],
-    }
-
-
-def transcript(messages: Sequence[ModelMessage]) -> list[dict[str, Any]]:
-    """Return what was said, as JSON would have it, with secrets masked."""
-    said: list[dict[str, Any]] = [*entries(messages)]
-    text = orjson.dumps(said, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
-    masked: list[dict[str, Any]] = orjson.loads(secrets.mask(text))
-    return masked
-
-
-def _plain(value: Any) -> Any:
-    dump = getattr(value, "model_dump", None)
-    return dump(mode="json") if callable(dump) else str(value)
-
-
-def replayed(said: Sequence[Mapping[str, Any]]) -> FunctionModel:
-    """Return a model that says what a transcript says, and asks nobody."""
-    left = [each for each in said if each["role"] == "model"]
-
-    async def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-        at = sum(isinstance(each, ModelResponse) for each in messages)
-        if at >= len(left):
-            raise Fail(f"the transcript has only {len(left)} answers of the model")
-        entry = left[at]
-        parts: list[Any] = [TextPart(entry["text"])] if entry["text"] else []
-        parts += [ToolCallPart(a["tool"], a["arguments"], a["id"]) for a in entry["asks"]]
-        response = ModelResponse(parts)
-        response.usage.input_tokens, response.usage.output_tokens = entry["tokens"]
-        return response
-
-    return FunctionModel(answer, model_name="replayed")

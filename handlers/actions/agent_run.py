@@ -135,6 +135,7 @@ class _Conversation:
         """Hold the conversation to its end."""
         from . import agent_framework as framework
         from .agent import AgentAnswer
+        from .agent_transcript import transcript
 
         agent, prepared = self._agent, self._agent.prepared
         history: Any = None
@@ -155,7 +156,7 @@ class _Conversation:
                 if not prepared.wants_tools(result.output):
                     return AgentAnswer(
                         output=result.output,
-                        transcript=framework.transcript(history),
+                        transcript=transcript(history),
                         calls=self._spent.calls,
                         tool_calls=self._tool_calls,
                         tokens=self._spent.tokens,

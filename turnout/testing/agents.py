@@ -34,6 +34,6 @@ def replayed(transcript: Sequence[Mapping[str, Any]]) -> Any:
         assert run(answer, "How many?").result == "42"
     ```
     """
-    from turnout.handlers.actions import agent_framework
+    from turnout.handlers.actions import agent_transcript
 
-    return agent_framework.replayed(transcript)
+    return agent_transcript.replayed(transcript)
