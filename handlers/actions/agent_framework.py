@@ -10,6 +10,7 @@ task. Its model hands each request over (`HandedOver`) to whoever records it as 
 from __future__ import annotations
 
 import asyncio
+import logging
 from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,9 @@ from .http_response import HttpError, HttpRefused
 
 if TYPE_CHECKING:
     from .agent import Agent as Declared
+
+for _name in ("httpx", "httpx2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # they log every address
 
 _MANY = 1_000_000
 """More retries than any budget of calls allows: the budget ends a conversation."""

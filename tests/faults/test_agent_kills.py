@@ -231,6 +231,7 @@ def test_killed_at_any_point_no_recorded_call_is_made_again(
             battery.one_run(plan)
         assert battery.program.stop() == 0
         battery.program.check_journal()
+        assert battery.server.url not in battery.program.log_text(), "addresses are not logged"
     say(f"{len(chosen)} of {len(plans) + len(BY_THE_TEST)} points, each killed at once")
 
 
