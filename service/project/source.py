@@ -107,8 +107,13 @@ def _bound(function: AnyFunction | ast.Lambda) -> Iterator[str]:
     for node in ast.walk(function):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, AnyFunction) and node is not function:
+        elif isinstance(node, AnyFunction | ast.ClassDef) and node is not function:
             yield node.name
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+            if node.name is not None:
+                yield node.name
+        elif isinstance(node, ast.MatchMapping) and node.rest is not None:
+            yield node.rest
         elif isinstance(node, ast.alias):
             yield node.asname or node.name.partition(".")[0]
 

@@ -64,6 +64,19 @@ CALLS = [
     "await poll(helped, '1')",
     "await poll(nested, '1')",
     "current().log.info(f'with {TOKEN!r}')",
+    """
+    try:
+        await connected.run('1')
+    except ValueError as http:
+        print(http.get('x'))""",
+    """
+    match await connected.run('1'):
+        case [http, *poll]:
+            print(http.get('x'), poll('x', every='0s'))
+        case {'a': 1, **http}:
+            print(http.get('x'))
+        case str() as http:
+            print(http.get('x'))""",
     "await http.get('HTTPS://shop.example/')",
 ]
 
