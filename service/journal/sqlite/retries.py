@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import apsw
@@ -17,7 +18,7 @@ from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.journal.records import Retried
 
 from . import operations, rescue, run_keys
-from .conditions import Conditions
+from .conditions import Conditions, Verdict
 from .counters import RunCounters
 from .older_runs import OlderRuns
 from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
@@ -45,9 +46,18 @@ def retry(
     `flow` is what its flow is called now. From now on the run is called so too: a new run of the
     flow would not find it under the old name.
     """
-    retried = _retry(
-        connection, counters, conditions, run_id, from_step, now, mode=mode, force=force, flow=flow
-    )
+    before = _run(connection, run_id)
+    again = partial(operations.retry, connection, counters, run_id, from_step, now)
+    if before is None or mode is None or not _is_new_work(before):
+        retried = Retried(run=again())
+    elif force:
+        retried = Retried(run=_beside_others(connection, again()))
+    else:
+        verdict = conditions.of_retry(replace(before, flow=flow or before.flow), mode)
+        _refuse(before, mode, verdict)
+        retried = Retried(run=before)
+        OlderRuns(connection, counters, retried, micros(now)).end_for(before, verdict)
+        retried.run = again()
     run = retried.run
     if flow is not None and run.flow != flow and run.state is RunState.QUEUED:
         rescue.rename_flow(connection, counters, run.flow, flow)
@@ -55,37 +65,21 @@ def retry(
     return retried
 
 
-def _retry(
-    connection: apsw.Connection,
-    counters: RunCounters,
-    conditions: Conditions,
-    run_id: str,
-    from_step: str | None,
-    now: datetime,
-    *,
-    mode: Mode | None,
-    force: bool,
-    flow: str | None,
-) -> Retried:
-    before = _run(connection, run_id)
-    if before is None or mode is None or not _is_new_work(before):
-        return Retried(run=operations.retry(connection, counters, run_id, from_step, now))
-    if force:
-        run = operations.retry(connection, counters, run_id, from_step, now)
-        run_keys.remove(connection, [run.seq])
-        connection.execute(_FORCE_AGAIN, (run.seq,))
-        run_keys.add(connection, [run.seq])
-        return Retried(run=_run(connection, run_id) or run)
-    verdict = conditions.of_retry(replace(before, flow=flow or before.flow), mode)
+def _beside_others(connection: apsw.Connection, run: Run) -> Run:
+    """Take the key of the mode from a run, so that it runs beside others of that key."""
+    run_keys.remove(connection, [run.seq])
+    connection.execute(_FORCE_AGAIN, (run.seq,))
+    run_keys.add(connection, [run.seq])
+    return _run(connection, run.id) or run
+
+
+def _refuse(run: Run, mode: Mode, verdict: Verdict) -> None:
+    """Raise `Refused` if the mode does not let a run start again now."""
     if verdict.refused is not None:
         raise Refused(
-            f"run {run_id} cannot be retried: {verdict.refused.detail} (mode={mode!r} of flow "
-            f"{before.flow}); retry it when that has ended, or with --force beside it"
+            f"run {run.id} cannot be retried: {verdict.refused.detail} (mode={mode!r} of flow "
+            f"{run.flow}); retry it when that has ended, or with --force beside it"
         )
-    retried = Retried(run=before)
-    OlderRuns(connection, counters, retried, micros(now)).end_for(before, verdict)
-    retried.run = operations.retry(connection, counters, run_id, from_step, now)
-    return retried
 
 
 def _run(connection: apsw.Connection, run_id: str) -> Run | None:
