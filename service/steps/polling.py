@@ -223,20 +223,12 @@ def as_poll(check: Task[Any]) -> Task[Any]:
 
 async def called(call: StepCall, key: str) -> Any:
     """Call the check as the step `key`, in its pool."""
-    task, pools = call.task, call.services.pools
+    pools = call.services.pools
     step_scope = inside(call.scope, key)
     outer = current_scope.set(step_scope)
     pools.steps += 1
     try:
-        value = await pools.call(
-            task.function,
-            call.args,
-            call.kwargs,
-            pool=task.pool,
-            timeout_seconds=task.timeout_seconds,
-            name=task.words,
-            group="step",
-        )
+        value = await call.in_pool()
         if step_scope.pending_calls is not None:
             step_scope.pending_calls.refuse_left()
         return value

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -231,6 +231,19 @@ class StepCall:
         self._started_at = self.services.now()
         self._clock = time.perf_counter()
 
+    def in_pool(self) -> Awaitable[Any]:
+        """Call the task's function in its pool, within its timeout."""
+        task = self.task
+        return self.services.pools.call(
+            task.function,
+            self.args,
+            self.kwargs,
+            pool=task.pool,
+            timeout_seconds=task.timeout_seconds,
+            name=task.words,
+            group="step",
+        )
+
     def succeeded(self, value: Any, *, instead_of: Exception | None = None) -> StepRecord:
         """Return the record of a result, and count it; raises `NotKept` if it cannot be kept.
 
@@ -417,15 +430,7 @@ async def perform(call: StepCall) -> Any:
         outer = current_scope.set(step_scope)
         pools.steps += 1
         try:
-            value = await pools.call(
-                task.function,
-                call.args,
-                call.kwargs,
-                pool=task.pool,
-                timeout_seconds=task.timeout_seconds,
-                name=task.words,
-                group="step",
-            )
+            value = await call.in_pool()
             if step_scope.pending_calls is not None:
                 step_scope.pending_calls.refuse_left()
             record = call.succeeded(value)
