@@ -71,7 +71,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty:
         max(cells(names[index]), *(cells(row[index]) for row in texts))
         for index in range(len(shown))
     ]
-    widths = natural if width is None else _fitted(shown, natural, width)
+    widths = natural if width is None else fitted(shown, natural, width)
     click.echo(click.style(_line(names, widths), bold=True))
     for row in texts:
         click.echo(_line(row, widths, coloured=True))
@@ -104,7 +104,7 @@ def _on_one_line(text: str) -> str:
     return " ".join([first, *(line.strip() for line in rest)]).replace("\t", " ")
 
 
-def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
+def fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
     """Return the width of each column so that all fit; 0 leaves a column out."""
     widths = list(natural)
     last = len(columns) - 1
@@ -114,13 +114,13 @@ def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int) -> li
     by_width = sorted(range(last), key=lambda index: -widths[index])
     bounds = [(index, columns[index].least) for index in (*by_width, last)]
     for index, least in [(last, _COMFORTABLE), *bounds]:
-        over = _total(widths) - width
+        over = total_width(widths) - width
         if over > 0 and least is not None and widths[index] > least:
             widths[index] = max(least, widths[index] - over)
     for index in reversed(range(2, last + 1)):  # a narrow terminal: what a row is, not more of it
-        if _total(widths) > width:
+        if total_width(widths) > width:
             widths[index] = 0
-    while (over := _total(widths) - width) > 0:
+    while (over := total_width(widths) - width) > 0:
         index = max(range(len(widths)), key=widths.__getitem__)
         widths[index] = max(1, widths[index] - over)
         if max(widths) == 1:
@@ -134,10 +134,11 @@ def _needed(columns: Sequence[Column], widths: Sequence[int]) -> int:
         width if column.least is None else min(width, max(column.least, _COMFORTABLE))
         for column, width in zip(columns, widths, strict=True)
     ]
-    return _total([*bounds[:-1], min(widths[-1], _COMFORTABLE)])
+    return total_width([*bounds[:-1], min(widths[-1], _COMFORTABLE)])
 
 
-def _total(widths: Sequence[int]) -> int:
+def total_width(widths: Sequence[int]) -> int:
+    """Return how wide a line is with columns of these widths; one of 0 is left out."""
     used = [width for width in widths if width]
     return sum(used) + _GAP * (len(used) - 1)
 

@@ -170,8 +170,8 @@ def test_a_short_form_takes_as_many_characters_as_it_needs_to_be_unique() -> Non
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 80, 200])
 def test_no_terminal_is_too_narrow(width: int) -> None:
     columns = (tables.Column("flow", 8), tables.Column("state"), tables.Column("why", 8))
-    fitted = tables._fitted(columns, [30, 9, 300], width)
-    assert tables._total(fitted) <= max(width, 7)
+    widths = tables.fitted(columns, [30, 9, 300], width)
+    assert tables.total_width(widths) <= max(width, 7)
 
 
 @pytest.mark.parametrize(

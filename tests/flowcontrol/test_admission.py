@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.gates import NOW, Asking, declare, gates, refused_by
+from tests.support.inside import gates_of
 from turnout import dependency, throttle
 from turnout.service.domain.flow import Flow
 from turnout.service.flowcontrol.admission import Admission, FlowGates
@@ -94,7 +95,7 @@ def test_a_run_that_a_later_gate_refuses_leaves_the_earlier_ones_as_they_were(
 ) -> None:
     """Each gate in turn is the one that refuses; only the ordering key is held from then on."""
     flow = gates(**EVERY_RULE)
-    every = list(flow._gates)
+    every = list(gates_of(flow))
     assert len(every) == 8, "one for each rule, and the slots"
     monkeypatch.setattr(every[which], "check", lambda run, now: "behind")
     before = [state(copy(gate)) for gate in every]
@@ -108,11 +109,13 @@ def test_a_run_that_a_later_gate_refuses_leaves_the_earlier_ones_as_they_were(
 
 def test_the_comparison_sees_what_each_gate_counts() -> None:
     flow = gates(**EVERY_RULE)
-    before = [state(copy(gate)) for gate in flow._gates]
+    before = [state(copy(gate)) for gate in gates_of(flow)]
     assert refused_by(flow, Asking("1", "x", KEYS)) is None
-    after = [state(copy(gate)) for gate in flow._gates]
+    after = [state(copy(gate)) for gate in gates_of(flow)]
     unchanged = [
-        gate.name for gate, old, new in zip(flow._gates, before, after, strict=True) if old == new
+        gate.name
+        for gate, old, new in zip(gates_of(flow), before, after, strict=True)
+        if old == new
     ]
     assert unchanged == []
 

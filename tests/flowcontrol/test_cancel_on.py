@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import quiet
 from turnout import Event, emit, event, flow, sleep, webhook
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import RunState
@@ -47,7 +48,7 @@ async def emitted(service: Service, made: Event) -> dict[str, str]:
     name = made.trigger
     emitter = service.process.api if name.startswith("event:") else service.process.emitters[name]
     (receipt,) = await emitter([made])
-    await service._quiet()
+    await quiet(service)
     runs = [await service.look(run) for run in receipt.runs]
     return {run.flow: run.id for run in runs}
 

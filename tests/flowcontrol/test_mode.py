@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import emit_now, quiet
 from tests.support.running import eventually, running
 from turnout import current, every, flow, sleep, task
 from turnout.service.domain.errors import Refused, SetupError
@@ -65,8 +66,8 @@ def key(event: Any) -> Any:
 async def sent(service: Service, to: Any, *data: Any) -> list[str]:
     """Emit events in one delivery, and go on as far as no time must pass; returns their runs."""
     made = [hand_event(each, at=service.clock.now()) for each in data]
-    receipts = await service._emitter("", to)(made)
-    await service._quiet()
+    receipts = await emit_now(service, to, *made)
+    await quiet(service)
     return [receipt.runs[0] for receipt in receipts]
 
 
@@ -236,7 +237,7 @@ async def test_skip_names_the_run_under_way() -> None:
     async with serve(backup) as service:
         (first,) = await sent(service, backup, {"key": "db", "number": 1})
         made = hand_event({"key": "db", "number": 2}, at=service.clock.now())
-        receipt = (await service._emitter("", backup)([made]))[0]
+        receipt = (await emit_now(service, backup, made))[0]
         decision = await service.assert_decided(made, "skip", flow=backup, other=first)
         assert decision["detail"] == f"run {first} was under way"
         assert decision["facts"] == {
@@ -259,8 +260,8 @@ async def test_runs_of_a_key_never_overlap_under_skip_either() -> None:
         await service.process.operator.journal.probe()
         with service.process.dispatcher.changing(["poll"]):
             made = [hand_event(number, at=service.clock.now()) for number in (1, 2)]
-            await service._emitter("", poll)(made)  # both wait: nothing is under way
-        await service._quiet()
+            await emit_now(service, poll, *made)  # both wait: nothing is under way
+        await quiet(service)
         assert begun == [1]
         await service.advance("3h")
         assert begun == [1, 2]
@@ -280,7 +281,7 @@ async def test_timers_fire_and_replay_obey_and_force_does_not() -> None:
         operator = service.process.operator
         emitter = service.process.emitters["hourly"]
         first = (await emitter([timer_event(report)]))[0].runs[0]
-        await service._quiet()
+        await quiet(service)
         late = (await emitter([timer_event(report, service.clock.now() + timedelta(hours=1))]))[
             0
         ].runs[0]
@@ -288,12 +289,12 @@ async def test_timers_fire_and_replay_obey_and_force_does_not() -> None:
         run = await service.journal.run(first)
         assert run is not None
         (replayed,) = await operator.do(Replay(run.event_id))
-        await service._quiet()
+        await quiet(service)
         assert await states(service, [late, fired, replayed]) == ["skipped"] * 3
         assert begun == ["report"]
         forced = [(await operator.do(Fire("hourly", force=True))).runs[0]]
         forced += await operator.do(Replay(run.event_id, force=True))
-        await service._quiet()
+        await quiet(service)
         assert await states(service, forced) == ["waiting"] * 2
         assert begun == ["report"] * 3
         for each in forced:
@@ -325,7 +326,7 @@ async def test_an_operators_retry_obeys_and_force_does_not() -> None:
         )
         assert await states(service, [failed]) == ["failed"]
         await operator.do(Retry(failed, force=True))
-        await service._quiet()
+        await quiet(service)
         assert await states(service, [failed, under_way]) == ["waiting", "waiting"]
 
 
@@ -344,7 +345,7 @@ async def test_a_retry_under_replace_ends_what_is_under_way() -> None:
         fails = False
         (under_way,) = await sent(service, job, 2)
         await service.process.operator.do(Retry(failed))
-        await service._quiet()
+        await quiet(service)
         assert await states(service, [failed, under_way]) == ["waiting", "cancelled"]
         await service.assert_decided(
             (await event_of(service, under_way)), "replaced", run=under_way, other=failed

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from tests.support.inside import scheduler
 from tests.support.running import Running, eventually, make_event, running
 from turnout import current, flow, retry, sleep, task, throttle
 from turnout.service.app.reload import reload_project
@@ -214,7 +215,7 @@ async def test_a_throttled_flow_keeps_a_bounded_part_of_its_backlog_in_memory(
     async with running(tmp_path, [paced]) as service:
         for _ in range(20):
             await service.emitter([make_event(number) for number in range(50)])
-        queue = service.process.dispatcher._scheduler.queue("paced")
+        queue = scheduler(service.process).queue("paced")
         assert sum(1 for _ in queue.rows()) <= 300
 
 

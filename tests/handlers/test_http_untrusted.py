@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.domain.test_addresses import NOT_PUBLIC
+from tests.support.inside import forget_certificates
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout import HttpError, HttpRefused, http
 from turnout.service.client import outbound
@@ -206,7 +207,7 @@ async def test_the_certificate_is_that_of_the_name_though_the_address_is_asked(
 ) -> None:
     made = await asyncio.to_thread(make_certificate, tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made))
-    outbound._load.cache_clear()
+    forget_certificates()
     with stubbed("127.0.0.2", certificate=made) as public:
         allow(monkeypatch, public)
         public.says("/", Reply(200, b"secure"))
@@ -218,7 +219,7 @@ async def test_the_certificate_is_that_of_the_name_though_the_address_is_asked(
             await http.get(f"https://other.test:{public.port}/", untrusted=True)
         with pytest.raises(HttpError, match="CERTIFICATE_VERIFY_FAILED"):
             await http.get(f"https://127.0.0.2:{public.port}/")
-    outbound._load.cache_clear()
+    forget_certificates()
 
 
 def make_certificate(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import quiet
 from turnout import (
     Event,
     Fail,
@@ -161,7 +162,7 @@ async def deliver(service: Service, made: Event) -> None:
     )  # fmt: skip
     sent = replace(made, trigger="api") if made.trigger.startswith("event:") else made
     await emitter([sent])
-    await service._quiet()
+    await quiet(service)
 
 
 async def operate(service: Service, dice: random.Random) -> None:
@@ -172,7 +173,7 @@ async def operate(service: Service, dice: random.Random) -> None:
         return
     with suppress(TurnoutError):
         await do(Cancel(chosen.id) if dice.random() < 0.5 else Replay(chosen.event_id))
-    await service._quiet()
+    await quiet(service)
 
 
 @pytest.mark.timeout(300)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.operate.test_backtest import deliver, report
+from tests.support.inside import quiet
 from turnout import (
     Event,
     absent,
@@ -177,7 +178,7 @@ async def operate(service: Service, dice: random.Random) -> None:
     if verbs:
         with suppress(TurnoutError):
             await service.process.operator.do(dice.choice(verbs))
-        await service._quiet()
+        await quiet(service)
 
 
 def told(found: Any) -> list[Any]:

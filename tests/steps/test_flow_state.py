@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import emit_now, quiet
 from turnout import Fail, Retry, cron, current, event, flow, sleep, task
 from turnout.service.app.run_input import of_run, put
 from turnout.service.domain.errors import MisplacedTask, NotKept
@@ -138,10 +139,11 @@ async def test_a_run_whose_state_another_one_has_changed_starts_over_from_it() -
         return got + before
 
     async with serve(racing) as service:
-        slow = (await service._emitter("event:go", None)([typed_event(racing, {"name": "slow"})]))[
-            0
-        ].runs[0]
-        await service._quiet()
+        (receipt,) = await emit_now(
+            service, None, typed_event(racing, {"name": "slow"}), trigger="event:go"
+        )
+        slow = receipt.runs[0]
+        await quiet(service)
         (quick,) = await service.emit(typed_event(racing, {"name": "quick"}))
         assert quick.result == -1
         ended = await service.ended(slow)

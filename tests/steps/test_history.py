@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import emit_now
 from turnout import Fail, Skip, current, flow, sleep, task
 from turnout.testing import run, serve
 from turnout.testing.events import hand_event
@@ -55,9 +56,7 @@ async def test_it_is_the_newest_first_and_the_same_in_a_resumed_run() -> None:
 
 async def begun(service: Any, what: str) -> str:
     """Start a run and leave it at its wait; returns its id."""
-    (receipt,) = await service._emitter("testing", learns)(
-        [hand_event(what, at=service.clock.now())]
-    )
+    (receipt,) = await emit_now(service, learns, hand_event(what, at=service.clock.now()))
     await service.advance("0s")
     return str(receipt.runs[0])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import emit_now, serve_instead
 from turnout import (
     Pending,
     PollTimeout,
@@ -101,8 +102,7 @@ async def begun(service: Service, flow_: Any, data: Any) -> str:
 
 async def started(service: Service, flow_: Any, data: Any) -> Any:
     """Start a run and leave it at its first wait."""
-    emitter = service._emitter("testing", flow_)
-    (receipt,) = await emitter([hand_event(data, at=service.clock.now())])
+    (receipt,) = await emit_now(service, flow_, hand_event(data, at=service.clock.now()))
     await service.advance("0s")
     return await service.look(receipt.runs[0])
 
@@ -211,8 +211,7 @@ async def test_a_look_that_keeps_killing_the_process_fails_its_run() -> None:
 
 
 async def starting(service: Service) -> Any:
-    emitter = service._emitter("testing", holds)
-    (receipt,) = await emitter([hand_event("x", at=service.clock.now())])
+    (receipt,) = await emit_now(service, holds, hand_event("x", at=service.clock.now()))
     return receipt
 
 
@@ -749,11 +748,12 @@ def edition(content: str, function: Any) -> Any:
 
 async def over_an_edit(new: Any, change: Callable[[], object]) -> Any:
     """Poll under the old code, change it, and go on under the new one; returns the run."""
-    async with serve(edition("old", old_code)) as service:
-        run_id = await begun(service, service._flows["edited"], "x")
+    old = edition("old", old_code)
+    async with serve(old) as service:
+        run_id = await begun(service, old, "x")
         await service.advance("15m")
         change()
-        service._flows = {"edited": edition("new", new)}
+        serve_instead(service, edition("new", new))
         await service.restart()
         await service.advance("10m")
         outside["x"] = "there"
@@ -797,7 +797,7 @@ async def test_a_check_that_is_gone_fails_the_run_by_name(
                 globals()["ready"] = None
 
         monkeypatch.setitem(globals(), "ready", None)
-        service._flows = {"polls": flow(name="polls")(loses_it)}
+        serve_instead(service, flow(name="polls")(loses_it))
         await service.restart()
         await service.advance("10m")
         result = await service.look(run_id)

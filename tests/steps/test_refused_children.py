@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.support.inside import emit_now, quiet
 from tests.support.running import eventually, running
 from turnout import Fail, Overloaded, Refused, Skip, emit, flow, gather, sleep, unique, wait_for
 from turnout import event as on_type
@@ -54,8 +55,8 @@ async def sell(order: dict[str, Any]) -> str:
 
 async def begun(service: Service, of: Any, data: Any) -> str:
     """Emit to a flow and go on as far as no time must pass; returns the run."""
-    receipt = (await service._emitter("", of)([hand_event(data, at=service.clock.now())]))[0]
-    await service._quiet()
+    receipt = (await emit_now(service, of, hand_event(data, at=service.clock.now())))[0]
+    await quiet(service)
     return receipt.runs[0]
 
 
@@ -99,7 +100,7 @@ async def test_the_work_of_another_is_not_cancelled_with_its_second_asker() -> N
     async with serve(shop, pack) as service:
         first, second = [await begun(service, shop, {"id": 7, "by": name}) for name in "ab"]
         await service.process.operator.do(Cancel(second))
-        await service._quiet()
+        await quiet(service)
         packed, _ = await runs_of(service, "pack")
         assert packed.state is RunState.WAITING
         await service.emit(typed_event(go))

@@ -37,6 +37,7 @@ from tests.support.histories import (
     tuples,
     zero_or,
 )
+from tests.support.inside import scheduler
 from tests.support.random_service import shrink_bounds
 from tests.support.running import make_event
 from tests.support.stepped_service import START, SteppedService
@@ -324,7 +325,7 @@ class DispatchMachine(Machine):
 
     def used(self, each: SimulatedFlow) -> list[Mapping[str | None, int]]:
         """Return the slots in use at each limit of a flow, by key, as its gates count them."""
-        queue = self.service.process.dispatcher._scheduler.queue(self.names[each.number])
+        queue = scheduler(self.service.process).queue(self.names[each.number])
         limits: list[Any] = [gate for gate in queue.gates.declared if type(gate) in LIMITS]
         return [gate.used() for gate in limits]
 

@@ -1,9 +1,9 @@
-"""What has no public name in a dispatcher, a journal and a process: reached into here only."""
+"""What has no public name in a service and its parts: tests reach into it here only."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +11,70 @@ from typing import Any
 import pytest
 
 from turnout.service.app.process import Process
+from turnout.service.client import outbound
 from turnout.service.dispatch.memory import Memory
 from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
 from turnout.service.domain import event
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
+from turnout.service.domain.trigger import Receipt
+from turnout.service.flowcontrol.admission import FlowGates
+from turnout.service.flowcontrol.gate import Gate
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Queued
+from turnout.service.journal.sqlite import rescue
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.journal.sqlite.writer import CallJob, Job
+from turnout.service.project import Project
+from turnout.testing import Service
 
 
 def scheduler(process: Process) -> Scheduler:
     """Return what decides whose turn it is."""
     return process.dispatcher._scheduler
+
+
+async def emit_now(
+    service: Service, flow: Any, *events: Event, trigger: str = "testing"
+) -> Sequence[Receipt]:
+    """Emit events in one delivery of a trigger, and wait for nothing that they start."""
+    return await service._emitter(trigger, flow)(list(events))
+
+
+async def quiet(service: Service) -> None:
+    """Wait until nothing can happen in a service before its clock goes on."""
+    await service._quiet()
+
+
+async def end(service: Service) -> None:
+    """End the process of a service; `restart` starts another one."""
+    await service._end()
+
+
+def serve_instead(service: Service, *flows: Flow[..., Any]) -> None:
+    """Have a service serve these flows from its next restart on."""
+    service._flows = {flow.name: flow for flow in flows}
+
+
+def gates_of(gates: FlowGates) -> Sequence[Gate]:
+    """Return every gate of a flow, in the order in which they are asked."""
+    return gates._gates
+
+
+def remembered_types(project: Project) -> int:
+    """Return for how many types of events a project remembers its flows."""
+    return len(project.by_type._found)
+
+
+def forget_certificates() -> None:
+    """Have the next request read the trusted certificates again."""
+    outbound._load.cache_clear()
+
+
+def keep_windows_ahead(patch: pytest.MonkeyPatch) -> None:
+    """Leave windows that were opened by a clock ahead as they are, until `patch` is undone."""
+    patch.setattr(rescue, "_WINDOWS", {**rescue._WINDOWS, "pull_back": "SELECT ?1"})
 
 
 def queues(process: Process) -> Iterable[Queue]:

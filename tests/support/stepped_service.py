@@ -322,7 +322,11 @@ class SteppedService:
         if not task.cancelled() and task.exception() is not None:
             self.problems.append(f"a verb raised {task.exception()!r}")
 
-    def _really(self, work: Awaitable[_Value]) -> _Value:
+    def elapsed(self) -> float:
+        """Return the seconds since the first start, by the loop."""
+        return self._loop.time()
+
+    def really(self, work: Awaitable[_Value]) -> _Value:
         """Wait for what is not stepped: opening and closing files."""
 
         async def done() -> _Value:
@@ -339,15 +343,15 @@ class SteppedService:
     def start(self, flows: Iterable[AnyFlow]) -> None:
         """Start a process on the journal."""
         metrics = Metrics()
-        journal = self._really(
+        journal = self.really(
             open_journal(
                 self.folder, metrics=metrics, synchronous="normal", max_unfinished_runs=10_000,
                 min_free_bytes=0,
             )
         )  # fmt: skip
-        self._opened = journal
-        inside.write_at_once(self._opened)
-        self.journal = SteppedJournal(self._opened, self.listener.told)
+        self.opened = journal
+        inside.write_at_once(self.opened)
+        self.journal = SteppedJournal(self.opened, self.listener.told)
         self._end = self._loop.create_future()
         self._serving = self._loop.create_task(self._serve(list(flows), metrics))
         self.go()
@@ -416,13 +420,13 @@ class SteppedService:
             self._loop.run_forever()
         assert self._serving.done(), "the process does not end"
         assert self._serving.exception() is None, f"the process failed: {self._serving.exception()}"
-        self._really(self._opened.close())
+        self.really(self.opened.close())
 
     def close(self) -> None:
         """End the process, if it is still there, and the loop."""
         if hasattr(self, "_serving") and not self._serving.done():
             self.cut()
-        self._really(self._loop.shutdown_default_executor())
+        self.really(self._loop.shutdown_default_executor())
         self._loop.close()
         self._patch.undo()
 

@@ -361,10 +361,10 @@ class WindowMachine(Machine):
 
     def _now(self) -> int:
         """Return the seconds since the first start, as if no clock had been set back."""
-        return round(self.service._loop.time()) + self.behind
+        return round(self.service.elapsed()) + self.behind
 
     def _read(self, name: str, *arguments: Any) -> Any:
-        return self.service._really(getattr(self.service._opened, name)(*arguments))
+        return self.service.really(getattr(self.service.opened, name)(*arguments))
 
     # ------------------------------------------------------------ what came of it
 

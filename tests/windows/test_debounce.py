@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.inside import end
 from turnout import Event, debounce, flow, unique, webhook
 from turnout.service.domain.run import Run, RunState
 from turnout.service.journal.records import Filter
@@ -126,7 +127,7 @@ async def test_what_came_due_while_the_service_was_down_fires_at_the_start() -> 
     seen: Seen = []
     async with serve(noted(seen)) as service:
         await save(service, n=1)
-        await service._end()
+        await end(service)
         service.clock.set(service.clock.now().replace(hour=23))
         await service.restart()
         await service.advance("1ms")

@@ -11,12 +11,12 @@ import pytest
 
 from tests.conftest import Say
 from tests.support.histories import Draw, lists, one_of, play
+from tests.support.inside import keep_windows_ahead
 from tests.support.window_machine import WindowMachine
 from turnout.service.domain.windows.sequence import SequenceRule
 from turnout.service.domain.windows.window import Join, Member, OpenWindow, Step, WindowSettings
 from turnout.service.intake import absence
 from turnout.service.intake.windows import WindowDeadlines
-from turnout.service.journal.sqlite import rescue
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,7 @@ def give_senders_no_time_to_come_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_windows_as_a_clock_that_was_ahead_has_opened_them(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rescue, "_WINDOWS", {**rescue._WINDOWS, "pull_back": "SELECT ?1"})
+    keep_windows_ahead(patch)
 
 
 class Rows(WindowMachine):

@@ -94,10 +94,11 @@ class Batches:
 
         Raises `CannotRead` and `TriggerError`.
         """
-        batch = await self._poll(seconds, await self._emit.credit())
+        batch = await self.poll(seconds, await self._emit.credit())
         return {**self._advanced(), **batch}
 
-    async def _poll(self, seconds: float, most: int) -> Batch:
+    async def poll(self, seconds: float, most: int) -> Batch:
+        """Return what the client fetches within `seconds`; raises `CannotRead`, `TriggerError`."""
         try:
             found: Batch = await self._consumer.getmany(
                 timeout_ms=int(seconds * 1000), max_records=most
@@ -157,7 +158,7 @@ class Batches:
             if assignment.leaving:
                 return  # a rebalance began meanwhile and does not wait for this
             # What is fetched now must be written: it is not fetched again.
-            batch = await self._poll(0, most)
+            batch = await self.poll(0, most)
 
     def _new_records(
         self,

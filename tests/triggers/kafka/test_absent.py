@@ -37,7 +37,7 @@ class Stalled:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = True
         self.stands = asyncio.Event()
-        poll = Batches._poll
+        poll = Batches.poll
 
         async def stalled(batches: Batches, seconds: float, most: int) -> Any:
             if self.reads:
@@ -46,7 +46,7 @@ class Stalled:
             await asyncio.sleep(0.05)
             return {}
 
-        monkeypatch.setattr(Batches, "_poll", stalled)
+        monkeypatch.setattr(Batches, "poll", stalled)
 
 
 def silence_over(topic: str) -> Flow[..., Any]:
