@@ -157,14 +157,18 @@ class DispatchSimulator:
         """
         for run in runs:
             self.chosen(run.flow)
-            run.is_chosen = True
-            for limit in (each for each in run.flow.limits if each.per):
-                key = run.key_of(limit)
-                rivals = [other for other in self.live if limit in other.flow.limits]
-                rivals = [other for other in rivals if other.key_of(limit) == key]
-                used = sum(other.slots_of(limit) + other.is_chosen for other in rivals)
-                for other in rivals if used >= limit.allowed else ():
-                    other.ready = False
+            self._leave_slots(run)
+
+    def _leave_slots(self, run: SimulatedRun) -> None:
+        """Learn of a choice: what it leaves no slot for need not start before others."""
+        run.is_chosen = True
+        for limit in (each for each in run.flow.limits if each.per):
+            key = run.key_of(limit)
+            rivals = [other for other in self.live if limit in other.flow.limits]
+            rivals = [other for other in rivals if other.key_of(limit) == key]
+            used = sum(other.slots_of(limit) + other.is_chosen for other in rivals)
+            for other in rivals if used >= limit.allowed else ():
+                other.ready = False
 
     def stored(self, run: SimulatedRun, *, running: bool) -> None:
         """Learn of a new run, queued or started on insert."""
@@ -419,6 +423,10 @@ class DispatchSimulator:
             run.passed = run.passed if run.ready else 0
             if run.flow.served and self._has_order(run):  # also of runs that are over
                 self._check_holder(run, holders(run))
+        for run in self.live:
+            if run.state is S.QUEUED and run.leftovers:  # it is chosen while these have their slots
+                self._leave_slots(run)
+                run.is_chosen = False
         lacking = {run.flow for run in self.live if self._lacks_a_slot(run)}
         for flow in self.flows:
             flow.passed = flow.passed if flow in lacking else 0
