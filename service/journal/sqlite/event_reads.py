@@ -139,17 +139,16 @@ class EventReading(Reading):
         self, name: str, run_seq: int, after_seq: int, limit: int, *, is_pattern: bool = False
     ) -> list[tuple[int, Event]]:
         """Return the first events after `after_seq` awaited under `name`, with their seq."""
-        compare = "=" if not is_pattern else "GLOB"
-        name = name if not is_pattern else name.replace("[", "[[]").replace("?", "[?]")
+        condition, values = awaited_as(name, is_pattern=is_pattern)
         return await self.read(
             lambda connection: [
                 (row[0], event_from(row))
                 for row in connection.execute(
                     f"SELECT {EVENT_COLUMNS} FROM events AS e INDEXED BY events_awaited"
-                    f" WHERE e.awaited IS NOT NULL AND e.awaited {compare} ? AND e.seq > ?"
+                    f" WHERE e.awaited IS NOT NULL AND {condition} AND e.seq > ?"
                     " AND e.accepted_at >= (SELECT queued_at FROM runs WHERE seq = ?)"
                     " ORDER BY e.seq LIMIT ?",
-                    (name, after_seq, run_seq, limit),
+                    (*values, after_seq, run_seq, limit),
                 )
             ]
         )
@@ -215,3 +214,16 @@ def _stored_events(
         stored_event_from(row, accepted_at, orjson.loads(runs), [first, *orjson.loads(later)])
         for *row, accepted_at, first, runs, later in rows
     ]
+
+
+def awaited_as(name: str, *, is_pattern: bool) -> tuple[str, list[str]]:
+    """Return the condition that an event is awaited under a name, and its values.
+
+    Planned once, a GLOB finds no range of an index, so that of the pattern's beginning is given.
+    """
+    if not is_pattern:
+        return "e.awaited = ?", [name]
+    beginning = name.partition("*")[0]
+    pattern = name.replace("[", "[[]").replace("?", "[?]")
+    condition = "e.awaited >= ? AND e.awaited < ? AND e.awaited GLOB ?"
+    return condition, [beginning, f"{beginning}\U0010ffff", pattern]
