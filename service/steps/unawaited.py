@@ -85,13 +85,16 @@ class PendingCalls:
         """Remember the coroutine of a call, named by `words`, and return it."""
         if type(coroutine) is not CoroutineType:
             return coroutine  # not a native coroutine: it has no state
-        if len(self._calls) >= self._most:
-            self._calls = [each for each in self._calls if each[0].cr_frame is not None]
-            self._most = max(_FEW, 2 * len(self._calls))
+        calls = self._calls
+        if calls and calls[-1][0].cr_frame is None:
+            calls.pop()  # of calls one after the other, only the last is kept
+        if len(calls) >= self._most:
+            self._calls = calls = [each for each in calls if each[0].cr_frame is not None]
+            self._most = max(_FEW, 2 * len(calls))
         frame = sys._getframe(frames)
         if frame.f_code.co_filename.startswith(OWN_FOLDER):
             frame = calling_frame(frame)
-        self._calls.append((coroutine, words, frame.f_code, frame.f_lasti))
+        calls.append((coroutine, words, frame.f_code, frame.f_lasti))
         return coroutine
 
     def words_of(self, coroutine: object) -> str | None:
