@@ -68,22 +68,23 @@ class StepJob(Job):
     def __init__(self, claim: Claim, step: StepRecord) -> None:
         self.claim = claim
         arguments, finished_at = step.arguments, step.finished_at
+        # In the order of the fields: named arguments of a tuple take three times as long.
         self.row = StepRow(
-            key=step.key,
-            task=step.task,
-            state="waiting" if step.state == "dropped" else step.state,
-            tries=step.tries,
-            started_at=(step.started_at - EPOCH) // MICROSECOND,
-            finished_at=None if finished_at is None else (finished_at - EPOCH) // MICROSECOND,
-            encoding=step.encoding,
-            result=step.result,
-            error=None if step.error is None else pack_error(step.error),
-            superseded=int(step.superseded),
-            origin=step.origin,
-            blob=step.blob,
-            in_error_handler=int(step.in_error_handler),
-            arguments_digest=None if arguments is None else arguments.digest,
-            arguments=None if arguments is None else storable(arguments.words),
+            step.key,
+            step.task,
+            "waiting" if step.state == "dropped" else step.state,
+            step.tries,
+            (step.started_at - EPOCH) // MICROSECOND,
+            None if finished_at is None else (finished_at - EPOCH) // MICROSECOND,
+            step.encoding,
+            step.result,
+            None if step.error is None else pack_error(step.error),
+            int(step.superseded),
+            step.origin,
+            step.blob,
+            int(step.in_error_handler),
+            None if arguments is None else arguments.digest,
+            None if arguments is None else storable(arguments.words),
         )
 
 
