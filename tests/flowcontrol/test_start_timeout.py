@@ -163,15 +163,17 @@ def test_a_start_timeout_of_zero_is_refused() -> None:
 
 async def test_a_limit_goes_on_behind_runs_that_came_too_late(tmp_path: Path) -> None:
     ahead = timedelta(0)
-    free, seen = asyncio.Event(), []
+    begun, free, seen = asyncio.Event(), asyncio.Event(), []
 
     @flow(start_timeout="10m", concurrency=limit(1, per=lambda event: "all"))
     async def quote(event: Event) -> None:
         seen.append(event.data)
+        begun.set()
         await free.wait()
 
     async with running(tmp_path, [quote], now=lambda: utc_now() + ahead) as service:
         await service.emitter([make_event(number) for number in range(300)])
+        await begun.wait()
         ahead = timedelta(minutes=11)
         await service.send("last")
         free.set()
