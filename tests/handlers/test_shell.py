@@ -666,7 +666,7 @@ def test_many_at_once_leave_no_descriptor() -> None:
     asyncio.run(many())
     before = psutil.Process().num_fds()
     assert asyncio.run(many()) == [*map(str, range(12))]
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before  # what earlier tests left may be closed meanwhile
 
 
 FLOOD = """
