@@ -268,11 +268,24 @@ def test_killed_at_any_point_each_request_has_one_effect(
 @pytest.mark.parametrize(
     ("sabotage", "plan", "words"),
     [
-        (OTHER_KEY, "server order|1", "order had several idempotency keys"),
-        (forgetting("http.post#1"), "before GET price|1", "order: 2 requests"),
-        (PARTS_STAY, "server half of dump", "a part of a download is left"),
+        pytest.param(
+            OTHER_KEY, "server order|1", "order had several idempotency keys", id="another key"
+        ),
+        pytest.param(
+            forgetting("http.post#1"),
+            "before GET price|1",
+            "order: 2 requests",
+            id="a forgotten answer",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            PARTS_STAY,
+            "server half of dump",
+            "a part of a download is left",
+            id="a part that stays",
+            marks=pytest.mark.full,
+        ),
     ],
-    ids=["another key", "a forgotten answer", "a part that stays"],
 )
 def test_the_battery_notices(tmp_path: Path, sabotage: str, plan: str, words: str) -> None:
     with served(tmp_path, sabotage) as battery, pytest.raises(AssertionError, match=words):
