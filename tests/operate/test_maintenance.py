@@ -50,6 +50,7 @@ async def test_finished_runs_are_pruned_by_age_and_failed_ones_kept_longer(tmp_p
         assert [run.state for run in left] == [RunState.FAILED]
         fresh = await service.send("good", event_id="sender's")  # the window has passed
         assert not fresh.duplicate
+        await service.finished(fresh.runs[0])
 
         at[0] += timedelta(days=31)
         await maintenance.run_once()
@@ -115,6 +116,11 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         )  # fmt: skip
         service.emitter.flows = lambda _event: (waits_late,)
         run_id = (await service.send({"order": "7"})).runs[0]
+
+        async def sleeps() -> bool:
+            return (await service.run(run_id)).state is RunState.WAITING
+
+        await eventually(sleeps)
         at[0] += timedelta(days=1)
         for order in ("7", "8"):
             await process.operator.do(Emit(a_payment(order, at[0])))

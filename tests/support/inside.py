@@ -143,6 +143,22 @@ def write_at_once(journal: SqliteJournal) -> None:
     writer.submit = submit  # type: ignore[method-assign]
 
 
+async def queues_read(process: Process) -> None:
+    """Wait until the queues know what the journal holds: a run whose gates are open starts at once.
+
+    Until then every run that arrives waits for the runs that may be due before it.
+    """
+    while not all(map(_is_read, queues(process))):  # noqa: ASYNC110  no event tells of it
+        await asyncio.sleep(0.001)
+
+
+def _is_read(queue: Queue) -> bool:
+    heads = ((level, queue.head(level)) for level in queue.levels)
+    return not (
+        queue.due_unread or any(queue.lacks(level) or head.reading for level, head in heads)
+    )
+
+
 def count_claims(process: Process) -> list[int]:
     """Return a list that gets the number of runs of each claim from now on."""
     claiming, counts = process.dispatcher._claiming, list[int]()

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tests.support import inside
 from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
@@ -90,7 +91,10 @@ async def running(
     now: Callable[[], datetime] = utc_now,
     **chosen: Any,
 ) -> AsyncIterator[Running]:
-    """Run flows on a journal in `folder`; leaving stops as SIGTERM does, with a short grace."""
+    """Run flows on a journal in `folder`; leaving stops as SIGTERM does, with a short grace.
+
+    A run that is sent starts before the next one is sent, if its gates are open.
+    """
     chosen = {"grace": timedelta(seconds=2), "min_free_bytes": 0, **chosen}
     settings = Settings(data=folder, **chosen)
     metrics = Metrics()
@@ -110,6 +114,7 @@ async def running(
             everything = tuple(flows)
             emitter = process.emitter(ManualTrigger("test", "test"), lambda _event: everything)
             process.emitters["test"] = emitter
+            await inside.queues_read(process)
             try:
                 yield Running(process, emitter)
             finally:
