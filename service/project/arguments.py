@@ -14,7 +14,6 @@ from datetime import timedelta
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.pending import Pending, problem_of_check
 from turnout.service.domain.task import Task
@@ -32,9 +31,7 @@ _SCHEMES = ("http://", "https://")
 
 def arguments(module: ModuleType) -> tuple[list[SetupError], list[SetupError]]:
     """Return the problems and the warnings of a loaded flow file."""
-    visitor = _Visitor(vars(module), str(module.__file__))
-    visitor.visit(ast.parse(vars(module)[SOURCE]))
-    return visitor.found, visitor.warnings
+    return _Visitor.look(module)
 
 
 class _Visitor(SourceVisitor):
@@ -42,7 +39,6 @@ class _Visitor(SourceVisitor):
 
     def __init__(self, names: dict[str, Any], file: str) -> None:
         super().__init__(names, file)
-        self.warnings: list[SetupError] = []
         self._made_at_load: set[ast.AST] = set()
 
     def entering(self, node: AnyFunction | ast.Lambda) -> None:
@@ -67,7 +63,7 @@ class _Visitor(SourceVisitor):
         is_shown = node.conversion != -1  # `{token!r}`, for a log
         if not is_shown and (is_call or isinstance(self.named(value), Secret)):
             written = ast.unparse(value)
-            self._warn(value, f"{written} in a text is masked; write {written}.reveal()")
+            self.warn(value, f"{written} in a text is masked; write {written}.reveal()")
         self.generic_visit(node)
 
     # ---- what a call takes
@@ -145,7 +141,7 @@ class _Visitor(SourceVisitor):
             self._check(node, f"poll({name}=…)", options.get(name), parse_duration)
         said = _constant(options.get("every"))
         if isinstance(said, str) and is_duration(said) and parse_duration(said) < _RESTLESS:
-            self._warn(
+            self.warn(
                 node,
                 f"poll(every={said!r}) looks without rest, with a write to disk each time; write "
                 'every="1s" or more',
@@ -170,14 +166,11 @@ class _Visitor(SourceVisitor):
         if problem is not None:
             self.report(node, f"poll({written}, …): {problem}")
         elif not _may_be_pending(check):
-            self._warn(
+            self.warn(
                 node,
                 f"poll({written}, …): {check.words} never returns Pending(), so the first look "
                 "ends the poll, also with None; return Pending() while there is nothing",
             )
-
-    def _warn(self, node: ast.expr, message: str) -> None:
-        self.warnings.append(SetupError(message, file=self.file, line=node.lineno))
 
     def _check(
         self, node: ast.Call, where: str, given: ast.expr | None, parse: Callable[[Any], object]

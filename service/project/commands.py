@@ -11,7 +11,6 @@ import ast
 from collections.abc import Sequence
 from types import ModuleType
 
-from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Flow
 
@@ -21,16 +20,10 @@ from .explain import SHELL_ACTION
 
 def commands(module: ModuleType) -> tuple[Sequence[SetupError], Sequence[SetupError]]:
     """Return the problems and the warnings of a loaded flow file."""
-    visitor = _Visitor(vars(module), str(module.__file__))
-    visitor.visit(ast.parse(vars(module)[SOURCE]))
-    return visitor.found, visitor.warnings
+    return _Visitor.look(module)
 
 
 class _Visitor(EventVisitor):
-    def __init__(self, names: dict[str, object], file: str) -> None:
-        super().__init__(names, file)
-        self.warnings: list[SetupError] = []
-
     def visit_Call(self, node: ast.Call) -> None:  # noqa: N802  the name that `ast` calls
         called = self.named(node.func)
         owner = getattr(called, "__self__", called)
@@ -71,12 +64,9 @@ class _Visitor(EventVisitor):
             return
         command = node.args[0] if node.args else options.get("command")
         if command is not None and self.is_of_event(command):
-            self.warnings.append(
-                SetupError(
-                    f"{ast.unparse(node.func)}(…, shell=True): parts of the text come from the "
-                    "event, so whoever sends it chooses what this machine runs; write a list of "
-                    "arguments, or shlex.quote(…) around each part",
-                    file=self.file,
-                    line=node.lineno,
-                )
+            self.warn(
+                node,
+                f"{ast.unparse(node.func)}(…, shell=True): parts of the text come from the "
+                "event, so whoever sends it chooses what this machine runs; write a list of "
+                "arguments, or shlex.quote(…) around each part",
             )

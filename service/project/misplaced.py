@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.pending import Pending
@@ -29,17 +28,11 @@ _LONG_SLEEP_SECONDS = 60
 
 def misplaced(module: ModuleType) -> tuple[Sequence[SetupError], Sequence[SetupError]]:
     """Return the problems and the warnings of a loaded flow file."""
-    visitor = _Visitor(vars(module), str(module.__file__))
-    visitor.visit(ast.parse(vars(module)[SOURCE]))
-    return visitor.found, visitor.warnings
+    return _Visitor.look(module)
 
 
 class _Visitor(SourceVisitor):
     """Collects what stands in the wrong place."""
-
-    def __init__(self, names: dict[str, Any], file: str) -> None:
-        super().__init__(names, file)
-        self.warnings: list[SetupError] = []
 
     def visit_If(self, node: ast.If) -> None:  # noqa: N802  the name that `ast` calls
         """Leave out `if __name__ == "__main__":`, which no flow file is."""
@@ -130,13 +123,10 @@ class _Visitor(SourceVisitor):
         given = node.args[0] if node.args else None
         seconds = given.value if isinstance(given, ast.Constant) else None
         if isinstance(seconds, int | float) and seconds >= _LONG_SLEEP_SECONDS:
-            self.warnings.append(
-                SetupError(
-                    f"{ast.unparse(node)} keeps its slot and begins anew after a restart; write "
-                    f'`await sleep("{seconds:g}s")` of turnout',
-                    file=self.file,
-                    line=node.lineno,
-                )
+            self.warn(
+                node,
+                f"{ast.unparse(node)} keeps its slot and begins anew after a restart; write "
+                f'`await sleep("{seconds:g}s")` of turnout',
             )
 
 

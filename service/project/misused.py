@@ -16,7 +16,6 @@ from dataclasses import fields
 from types import FunctionType, ModuleType
 from typing import Any
 
-from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -43,18 +42,17 @@ _BLOCKING = re.compile(
 
 def misused(module: ModuleType) -> tuple[Sequence[SetupError], Sequence[SetupError]]:
     """Return the problems and the warnings of a loaded flow file."""
-    visitor = _Visitor(vars(module), str(module.__file__))
-    tree = ast.parse(vars(module)[SOURCE])
-    visitor.found += _replaced(tree, visitor)
-    visitor.visit(tree)
-    return visitor.found, visitor.warnings
+    return _Visitor.look(module)
 
 
 class _Visitor(SourceVisitor):
     def __init__(self, names: dict[str, Any], file: str) -> None:
         super().__init__(names, file)
-        self.warnings: list[SetupError] = []
         self._asked: set[ast.Lambda] = set()
+
+    def visit_Module(self, node: ast.Module) -> None:  # noqa: N802  the name that `ast` calls
+        self.found += _replaced(node, self)
+        self.generic_visit(node)
 
     def entering(self, node: AnyFunction | ast.Lambda) -> None:
         """Warn of a flow inside a function, which nobody finds there."""
@@ -116,13 +114,10 @@ class _Visitor(SourceVisitor):
         written = ast.unparse(node.func)
         is_sleep = self._full_name(node.func) == "time.sleep"
         fix = 'write `await sleep("5s")`' if is_sleep else "call it in a `def` task: `.run(…)`"
-        self.warnings.append(
-            SetupError(
-                f"{written}(…) in an `async def` stops every other run and request while it "
-                f"works; {fix}",
-                file=self.file,
-                line=node.lineno,
-            )
+        self.warn(
+            node,
+            f"{written}(…) in an `async def` stops every other run and request while it works; "
+            f"{fix}",
         )
 
     def _full_name(self, node: ast.expr) -> str:

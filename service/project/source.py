@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+from turnout.service.domain.condition import SOURCE
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.task import Task
@@ -25,6 +26,7 @@ class SourceVisitor(ast.NodeVisitor):
 
     def __init__(self, names: Mapping[str, Any], file: str) -> None:
         self.found: list[SetupError] = []
+        self.warnings: list[SetupError] = []
         self.names = names
         self.file = file
         self.functions: list[AnyFunction | ast.Lambda] = []
@@ -35,6 +37,13 @@ class SourceVisitor(ast.NodeVisitor):
             for value in names.values()
             if is_step(value) and value.file == file
         }
+
+    @classmethod
+    def look(cls, module: ModuleType) -> tuple[list[SetupError], list[SetupError]]:
+        """Return the problems and the warnings of a loaded flow file."""
+        visitor = cls(vars(module), str(module.__file__))
+        visitor.visit(ast.parse(vars(module)[SOURCE]))
+        return visitor.found, visitor.warnings
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         """Walk a function."""
@@ -62,6 +71,10 @@ class SourceVisitor(ast.NodeVisitor):
     def report(self, node: ast.stmt | ast.expr, message: str) -> None:
         """Note a finding at the line of a node."""
         self.found.append(SetupError(message, file=self.file, line=node.lineno))
+
+    def warn(self, node: ast.stmt | ast.expr, message: str) -> None:
+        """Note what works and may surprise, at the line of a node."""
+        self.warnings.append(SetupError(message, file=self.file, line=node.lineno))
 
     @property
     def step(self) -> Flow[..., Any] | Task[Any] | None:
