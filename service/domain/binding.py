@@ -2,7 +2,7 @@
 
 Everything is decided once, when the flow is declared: a parameter that no event could fill is a
 `SetupError` at the flow's file and line. Triggers decode, annotations validate: at run time data
-that does not fit is `InvalidData` naming the field, never retried.
+that does not fit is `InvalidData` naming the field, or the parameter, never retried.
 
 `Event` is the event itself, `Path` its file, `bytes` the raw body; anything else, `str` too, comes
 from the data. Data that does not fit as decoded is validated again as JSON, or as a form, so that a
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -337,12 +338,12 @@ def _path_or_none(event: Event) -> Path | None:
     return event.path
 
 
-def _text(event: Event) -> str:
+def _text(name: str, event: Event) -> str:
     data = event.data if event.has_body else ""
     if isinstance(data, str):
         return data
     if not isinstance(data, bytes):
-        raise InvalidData("Input should be a valid string")
+        raise InvalidData(f"parameter {name!r}: Input should be a valid string")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -358,7 +359,7 @@ def _data_fill(name: str, annotation: Any) -> Fill:
     if annotation in (Any, object):
         return _data
     if annotation is str:
-        return _text
+        return partial(_text, name)
     checks = _adapter(name, annotation)
     if mentions(annotation, Event):
         raise SetupError(
@@ -373,7 +374,8 @@ def _data_fill(name: str, annotation: Any) -> Fill:
         try:
             return checks.validator.validate_python(data)
         except ValueError as error:
-            return _validated_as_sent(event, checks, error)
+            with _naming(name):
+                return _validated_as_sent(event, checks, error)
 
     return fill
 
@@ -382,9 +384,22 @@ def _constrained(name: str, annotation: Any, source: Fill) -> Fill:
     checks = _adapter(name, annotation)
 
     def fill(event: Event) -> Any:
-        return validated(checks.validate_python, source(event))
+        given = source(event)
+        with _naming(name):
+            return validated(checks.validate_python, given)
 
     return fill
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name the parameter where it takes the data as a whole, so that no field is to blame."""
+    try:
+        yield
+    except InvalidData as error:
+        if error.field is not None:
+            raise
+        raise InvalidData(f"parameter {name!r}: {error}") from None
 
 
 def _adapter(name: str, annotation: Any) -> TypeAdapter[Any]:

@@ -124,8 +124,24 @@ def test_bad_data_names_the_path_of_the_field_and_not_its_value() -> None:
     assert "private" not in str(caught.value)
     with pytest.raises(InvalidData, match=r"^inner\.0\.deep: Field required$"):
         bind(typed, an_event({"name": "a", "inner": [{}]}))
-    with pytest.raises(InvalidData, match="should be an object"):
+    with pytest.raises(InvalidData, match=r"^parameter 'data': Input should be an object$"):
         bind(free, an_event([1]))
+
+
+def test_bad_data_as_a_whole_names_the_parameter() -> None:
+    def number(count: int) -> None: ...
+    def text(words: str) -> None: ...
+    def few(count: Annotated[bytes, Field(max_length=1)]) -> None: ...
+
+    for function, data, words in (
+        (number, "many", "parameter 'count': Input should be a valid integer, unable to parse"),
+        (text, 7, "parameter 'words': Input should be a valid string"),
+        (few, "many", "parameter 'count': Data should have at most 1 byte"),
+    ):
+        with pytest.raises(InvalidData) as caught:
+            bind(function, an_event(data))
+        assert str(caught.value).startswith(words)
+        assert caught.value.field is None
 
 
 def test_a_body_that_does_not_decode_and_a_missing_file_are_invalid_data() -> None:

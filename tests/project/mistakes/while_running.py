@@ -251,7 +251,7 @@ WHILE_RUNNING = (
         {
             "flow": "counts",
             "trigger": "webhook:/shared",
-            "error": "invalid_data: Input should be a valid integer",
+            "error": "invalid_data: parameter 'count': Input should be a valid integer",
         },
         "counts",
         "should be a valid integer",
@@ -414,7 +414,8 @@ class Asked:
 ASKED = (
     Asked(
         "data that no flow can take", "/hooks/alone", 422,
-        "no flow accepts this data; nothing was stored: alone: Input should be a valid integer",
+        "no flow accepts this data; nothing was stored: alone: parameter 'count': Input should be "
+        "a valid integer",
         "should be a valid integer",
     ),
     Asked(
