@@ -11,7 +11,7 @@ from turnout.service.flowcontrol.keys import keys_of, with_order
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.journal.records import NewRun, StoredEvent
 
-from .names import no_event, no_run
+from .names import no_event_or_run, no_run
 from .parts import Parts, handles, plans, whole_id
 from .verbs import Drop, Replay, ReplayDead
 
@@ -125,7 +125,7 @@ async def _flow_of_run(parts: Parts, verb: Replay) -> tuple[StoredEvent, Mapping
     run = await parts.journal.run(verb.event_id)
     stored = None if run is None else await parts.journal.event_of(run.seq)
     if run is None or stored is None:
-        raise no_event(verb.event_id)
+        raise no_event_or_run(verb.event_id)
     if not verb.not_undone:
         _refuse_not_undone([run])
     if run.state is RunState.SCHEDULED:

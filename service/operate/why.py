@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from turnout.service.domain.errors import NotFound
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import UNFINISHED, Run, RunState
 from turnout.service.domain.waiting import Waiting
@@ -20,6 +19,7 @@ from turnout.service.journal.records import StoredEvent, StoredWindow
 from turnout.service.project import AnyFlow, Project
 
 from .documents import event_of, listed_run, waiting_of
+from .names import no_event_or_run
 from .waits import WaitsFor, waits_of
 from .windows import window_of
 
@@ -38,9 +38,7 @@ async def why(
         return [await of_event(reads, each, project, waits_for) for each in stored]
     run = await reads.run(name)
     if run is None:
-        raise NotFound(
-            f"no event and no run {name!r}; `turnout events` and `turnout runs` list them"
-        )
+        raise no_event_or_run(name)
     return [await of_run(reads, run, waits_for)]
 
 

@@ -203,9 +203,10 @@ AT_THE_COMMAND = (
     AtTheCommand(
         "an event that does not exist",
         "replay abc --data data",
-        "error: no event 'abc'; `turnout events` lists them; this is the journal in {folder}/data",
+        "error: no event and no run 'abc'; `turnout events` and `turnout runs` list them; this is "
+        "the journal in {folder}/data",
         "journal in {folder}/data",
-        "`turnout events` lists them",
+        "`turnout events` and `turnout runs` list them",
         1,
         files={"journal": ""},
     ),
@@ -271,8 +272,8 @@ AT_THE_COMMAND = (
     AtTheCommand(
         "input that does not fit",
         "run flows.py:report --input '\"many\"'",
-        "report failed: invalid_data: Input should be a valid integer, unable to parse string as "
-        "an integer",
+        "report failed: invalid_data: parameter 'count': Input should be a valid integer, "
+        "unable to parse string as an integer",
         "report",
         "should be a valid integer",
         1,
