@@ -51,7 +51,7 @@ class AgentAnswer(Generic[O]):
     * `output`: the answer: text, or a value of the class `output=` names
     * `transcript`: what was said, in order, with secrets masked. Each entry is a dict whose `role`
       is `user`, `model`, `tool` or `turnout`. `turnout.testing.replayed` plays it again
-    * `calls`: how many model calls it took, those that failed too
+    * `calls`: how many model calls it took, those that were cut off too
     * `tool_calls`: how many calls of tools
     * `tokens`: how many tokens were read and written
     * `money`: what they cost by `prices=`, 0 without
@@ -225,7 +225,8 @@ def agent(
     * `key`: the secret with the key of the model's service, in place of its usual environment
       variable
     * `url`: the address of a service that speaks the protocol of the model
-    * `max_calls`: how many model calls one call of the agent may make, those that fail too
+    * `max_calls`: how many model calls one call of the agent may make, also those that were cut
+      off or had no answer, but not those that the service refused
     * `max_tool_calls`: how many calls of tools
     * `max_tokens`: how many tokens, read and written
     * `max_money`: how much money, in the currency of `prices`

@@ -10,6 +10,7 @@ task. Its model hands each request over (`HandedOver`) to whoever records it as 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from asyncio import Future
 from collections.abc import Mapping, Sequence
@@ -182,8 +183,8 @@ class HandedOver:
         known, since = 0, self.messages
         for at in range(len(self.messages) - 1, -1, -1):
             message = self.messages[at]
-            if isinstance(message, ModelResponse) and message.usage.input_tokens:
-                known = message.usage.input_tokens + message.usage.output_tokens
+            if isinstance(message, ModelResponse) and message.usage.input_tokens > 0:
+                known = message.usage.input_tokens + max(0, message.usage.output_tokens)
                 since = self.messages[at + 1 :]
                 break
         parts = [*entries(since)]
@@ -252,6 +253,10 @@ async def sent(
         ) from None
     except ModelAPIError as error:
         raise HttpError(secrets.mask(f"model {model.model_name!r}: {error.message}")) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise HttpError(
+            secrets.mask(f"model {model.model_name!r} answered what cannot be read: {error!r}")
+        ) from None
     return response
 
 
@@ -275,7 +280,9 @@ def packed(response: ModelResponse) -> Any:
             seen.add(part.tool_call_id)
         parts.append(part)
     response = replace(response, parts=parts)
-    text = ModelMessagesTypeAdapter.dump_json([response]).decode()
+    plain = ModelMessagesTypeAdapter.dump_python([response], mode="json")
+    text = json.dumps(plain, ensure_ascii=False)
+    text = text.encode("utf-8", "replace").decode()  # half of a character, which models may say
     return orjson.loads(secrets.mask(text))[0]
 
 
@@ -289,9 +296,10 @@ def unpacked(recorded: Any) -> ModelResponse:
 def taken(response: ModelResponse, reserved: Spent, seconds: float) -> Spent:
     """Return what an answer took: what it says, or what was reserved if it says nothing."""
     usage = response.usage
-    if not usage.input_tokens and not usage.output_tokens:
+    read, written = max(0, usage.input_tokens), max(0, usage.output_tokens)  # it gives none back
+    if not read and not written:
         return replace(reserved, seconds=seconds)
-    return Spent(1, usage.input_tokens, usage.output_tokens, seconds)
+    return Spent(1, read, written, seconds)
 
 
 # ---------------------------------------------------------------- tools
@@ -325,9 +333,14 @@ def _call(tool: Tool[Any], part: ToolCallPart) -> Call:
             arguments = validator.validate_python(given or {})
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
-        words = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in wrong)
+        words = "; ".join(": ".join([*_place(each["loc"]), each["msg"]]) for each in wrong)
         return Call(part.tool_call_id, part.tool_name, {}, f"wrong arguments: {words}")
     return Call(part.tool_call_id, part.tool_name, arguments)
+
+
+def _place(loc: Sequence[object]) -> list[str]:
+    """Return where arguments are wrong, nothing if they are as a whole."""
+    return [".".join(map(str, loc))] if loc else []
 
 
 def results_of(calls: Sequence[Call | None], results: Sequence[Any]) -> DeferredToolResults:

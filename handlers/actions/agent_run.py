@@ -96,8 +96,10 @@ class _Conversation:
         """Record what the agent goes by, or compare it with what it went by; then go on."""
         call = self._call
         assert call is not None
-        call.begin()
-        begun_at, key = call.services.now(), f"{call.key}[0]/asked#1"
+        before = call.context.claimed.recorded.get(call.key)
+        goes_on = before is not None and before.state == "waiting"
+        begun_at = call.begin(before.started_at if before is not None and goes_on else None)
+        key = f"{call.key}[0]/asked#1"
         seen = _digests(self._agent, self._prompt)
         known = call.context.claimed.recorded.get(key)
         if known is not None:

@@ -225,11 +225,12 @@ class StepCall:
             self.slot.release()
             self.slot = None
 
-    def begin(self) -> None:
-        """Note the start of a try."""
+    def begin(self, since: datetime | None = None) -> datetime:
+        """Note the start of a try and return it: `since`, if it began in an earlier attempt."""
         self.tries += 1
-        self._started_at = self.services.now()
+        self._started_at = self.services.now() if since is None else since
         self._clock = time.perf_counter()
+        return self._started_at
 
     def in_pool(self) -> Awaitable[Any]:
         """Call the task's function in its pool, within its timeout."""

@@ -102,11 +102,14 @@ async def test_ten_turns_with_an_approval_over_a_restart_and_again_without_the_s
         waiting = await service.run(complaint, "My lid is cracked.")
         assert (waiting.state, len(server.asked)) == (RunState.WAITING, 5)
         assert "refund 1 2.50" not in done, "nobody has approved it"
+        begun_at = waiting.steps["agent#1"].started_at
+        await service.advance("1h")
         await service.restart()
         await service.answer(waiting.id, by="ops")
         ended = await service.ended(waiting.id)
     assert ended.state == "succeeded", ended.error
     assert ended.result["output"] is True
+    assert ended.steps["agent#1"].started_at == begun_at, "it goes on, and does not begin anew"
     assert len(server.asked) == ended.result["calls"] == 10, "no model call is made twice"
     assert sorted(done) == [*(f"lookup {n}" for n in range(1, 7)), "refund 1 2.50"]
     assert len({asked.key for asked in server.asked}) == 10
@@ -117,7 +120,7 @@ async def test_ten_turns_with_an_approval_over_a_restart_and_again_without_the_s
     said = ended.result["transcript"]
     told = {each["id"]: each for each in said if each["role"] == "tool"}
     assert "Unknown tool name: 'drop_table'" in told["call-1-0"]["result"]
-    assert "order: Input should be a valid integer" in told["call-2-0"]["result"]
+    assert "wrong arguments: order: Input should be a valid integer" in told["call-2-0"]["result"]
     assert told["call-4-0"]["result"] == {"paid": "2.50"}
     server.close()
     done.clear()
@@ -225,6 +228,50 @@ def test_what_a_service_asks_for_is_waited_for_and_its_no_is_final(server: Model
     assert refused.error is not None
     assert (refused.error.type, refused.attempts) == (HttpRefused.__name__, 1)
     assert "no such model" in refused.error.message
+
+
+NO_CHOICE = b"""
+    {"id": "x", "object": "chat.completion", "created": 1, "model": "gpt-5", "choices": []}
+"""
+
+
+def test_an_answer_that_cannot_be_read_is_tried_again(server: ModelServer) -> None:
+    paid = Said(calls=[("final_result", {"refunded": True})])
+    for unreadable in (NO_CHOICE, b"<html>"):
+        left = [Said(body=unreadable)]
+        server.script = lambda _, left=left: left.pop(0) if left else paid
+        ended = run(asking(clerk(server)), "x")
+        assert ended.state == "succeeded", ended.error
+        assert ended.result["calls"] == 2, "nobody knows whether it was paid"
+    server.script = lambda _: Said(body=NO_CHOICE)
+    ended = run(asking(clerk(server, retry=1)), "x")
+    assert ended.error is not None
+    assert (ended.error.type, ended.steps["agent#1[1]/model#1"].tries) == ("HttpError", 2)
+    assert ended.error.message.startswith("model 'gpt-5' answered what cannot be read: IndexError")
+
+
+def test_half_a_character_is_kept_as_a_question_mark(server: ModelServer) -> None:
+    server.script = [
+        Said("half: \ud83d, nothing: \0", calls=[("lookup", {"order": "x"})]),
+        Said(calls=[("final_result", {"refunded": True})]),
+    ]
+    ended = run(asking(clerk(server)), "x")
+    assert ended.state == "succeeded", ended.error
+    assert ended.result["transcript"][1]["text"] == "half: ?, nothing: \0"
+
+
+def test_a_service_that_counts_backwards_gives_nothing_back() -> None:
+    messages = importlib.import_module("pydantic_ai.messages")
+    usage = importlib.import_module("pydantic_ai.usage").RequestUsage
+    framework = importlib.import_module("turnout.handlers.actions.agent_framework")
+    reserved = Spent(1, 700, 500, 60.0)
+    for read, written, spent in (
+        (-100_000, -100, Spent(1, 700, 500, 2.0)),
+        (0, 0, Spent(1, 700, 500, 2.0)),
+        (90, -5, Spent(1, 90, 0, 2.0)),
+    ):
+        said = messages.ModelResponse([], usage=usage(input_tokens=read, output_tokens=written))
+        assert framework.taken(said, reserved, 2.0) == spent
 
 
 def test_a_service_that_is_down_is_tried_again(server: ModelServer) -> None:

@@ -26,6 +26,8 @@ class Said:
     headers: Mapping[str, str] | None = None
     tokens: tuple[int, int] = (100, 10)
     ids: Sequence[str] | None = None
+    body: bytes | None = None
+    """What it answers in place of a completion."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ModelServer:
             said = script(request) if callable(script) else script[request.turn]
         if self.delay_seconds:
             time.sleep(self.delay_seconds)
-        content = json.dumps(_completion(request, said)).encode()
+        content = said.body or json.dumps(_completion(request, said)).encode()
         handler.send_response(said.status)
         for name, value in (said.headers or {}).items():
             handler.send_header(name, value)
