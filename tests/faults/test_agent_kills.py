@@ -13,7 +13,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import pytest
 
 from tests.conftest import Say
 from tests.support.model_server import ModelServer, Request, Said, model_server
-from tests.support.program import Program, until
+from tests.support.program import until
 
-from .crash_points import SABOTAGE, forgetting, plans_of
-from .test_http_kills import processes_of, recorded_steps
+from .crash_battery import CrashBattery, crashing
+from .crash_points import forgetting, plans_of
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -67,50 +67,25 @@ agent_run._Tries.lost = property(lambda self: agent_run.Spent())
 
 
 @dataclass
-class Battery:
-    """A program whose agent works, killed at planned points, one run after the other."""
+class Battery(CrashBattery):
+    """A program whose agent works."""
 
-    folder: Path
-    program: Program
     server: ModelServer
-    runs: int = 0
-    asked: dict[int, list[Request]] = field(default_factory=dict)
+    path = "/hooks/agents"
     _plan: str = ""
 
-    def one_run(self, plan: str = "") -> dict[str, Any]:
-        """Run the flow once, killed as planned; returns its run.
-
-        By the server, when it is asked: "server|2" is at the second model call. While a person is
-        asked: "waits".
-        """
-        self.runs += 1
-        number, died, run_id, recorded = self.runs, False, "", set[str]()
+    def is_by_the_test(self, number: int, plan: str) -> bool:
+        """Prepare the server: it kills the program at its call n of "server|n"."""
         self._plan = plan
         self.server.asked.clear()
-        if "#" in plan or " " in plan:
-            (self.folder / "plan").write_text(plan)
+        return not plan or plan in BY_THE_TEST
 
-        def finished() -> dict[str, Any] | None:
-            nonlocal died, run_id, recorded
-            if not self.program.alive:
-                assert plan and not died, "died unplanned"
-                assert not processes_of(self.program.pid), "a process is left"
-                died, recorded = True, recorded_steps(self.program.data, number)
-                self.program.start().ready()
-            if not run_id:  # the first answer may die with the process
-                run_id = self._accepted(number)
-            run = self._run(run_id) if run_id else None
-            if run is not None and run["state"] == "waiting":
-                if plan == "waits" and not died:
-                    self.program.kill()
-                else:
-                    self._approve(run_id)
-            return run if run is not None and run["finished_at"] else None
-
-        run = until(finished, 60, f"the end of run {number}, killed at {plan}")
-        assert died == bool(plan), f"never came by {plan}"
-        self._check(number, run, recorded)
-        return run
+    def while_it_waits(self, run_id: str, plan: str) -> None:
+        """Say yes for the person who is asked, or kill the program while it waits."""
+        if plan == "waits":
+            self.program.kill()
+        else:
+            self._approve(run_id)
 
     def says(self, request: Request) -> Said:
         """Answer by the conversation; as planned it kills the program instead."""
@@ -124,32 +99,13 @@ class Battery:
             Said("It is paid."),
         ][request.turn]
 
-    def _accepted(self, number: int) -> str:
-        """Send the event of a run; returns the run's id, empty without an answer."""
-        body = f'{{"number": {number}}}'.encode()
-        headers = {"content-type": "application/json", "idempotency-key": f"event-{number}"}
-        answer = self.program.ask("/hooks/agents", method="POST", body=body, headers=headers)
-        return str(answer.json["runs"][0]) if answer is not None and answer.status == 202 else ""
-
     def _approve(self, run_id: str) -> None:
         """Say yes; it may be said already, or die with the program."""
-        answer = self._ask(f"/api/runs/{run_id}/approve", method="POST", body=b'{"approve": true}')
+        answer = self.ask(f"/api/runs/{run_id}/approve", method="POST", body=b'{"approve": true}')
         assert answer is None or answer.status in (200, 202, 409), answer
 
-    def _run(self, run_id: str) -> dict[str, Any] | None:
-        answer = self._ask(f"/api/runs/{run_id}")
-        found: dict[str, Any] | None = None if answer is None else answer.json
-        return found
-
-    def _ask(self, path: str, **options: Any) -> Any:
-        token = (self.program.data / "api-token").read_text().strip()
-        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-        return self.program.ask(path, headers=headers, **options)
-
-    def _check(self, number: int, run: dict[str, Any], recorded: set[str]) -> None:
+    def check(self, number: int, run: dict[str, Any], recorded: set[str]) -> None:
         """Compare what a run came to, and what was asked and done, with what is promised."""
-        assert run["state"] == "succeeded", run["error"]
-        assert run["attempts"] == 1, "a death of the process spends no attempt"
         assert run["result"]["output"] == "It is paid."
         assert run["result"]["tools"] == len(TOOLS)
         keys = defaultdict[str, list[str]](list)
@@ -176,7 +132,6 @@ class Battery:
 
     def _check_nothing_is_left(self) -> None:
         program = self.program.process()
-        assert processes_of(self.program.pid) == [self.program.pid], "it has no child"
         port = int(self.server.url.split(":")[2].split("/")[0])
 
         def to_the_model() -> list[Any]:
@@ -184,30 +139,15 @@ class Battery:
             return [each for each in found if each.raddr and each.raddr.port == port]
 
         until(lambda: not to_the_model(), 10, "no connection to the model is left")
-        blobs = self.program.data / "journal" / "results"
-        assert not [*blobs.glob("*.part")], "a part of a file is left"
-        opened = [each.path for each in program.open_files() if "/results/" in each.path]
-        assert not opened, "a file is open"
-
-    def points(self) -> list[str]:
-        """Return the points passed since the last call."""
-        log = self.folder / "passed"
-        found = log.read_text().splitlines()
-        log.unlink()
-        return found
+        assert not [*self.blobs("*.part")], "a part of a file is left"
+        assert not self.open_blobs(), "a file is open"
 
 
 @contextmanager
 def served(folder: Path, sabotage: str = "") -> Iterator[Battery]:
     with model_server([]) as server:
-        program = Program(
-            flows=FLOWS, data=folder / "data", log=folder / "log",
-            sabotage=SABOTAGE + POINTS + sabotage,
-            env={
-                "CRASH_PLAN": str(folder / "plan"), "CRASH_LOG": str(folder / "passed"),
-                "MODEL": server.url, "DONE": str(folder / "done"), "OPENAI_API_KEY": "sk-none",
-            },
-        )  # fmt: skip
+        env = {"MODEL": server.url, "DONE": str(folder / "done"), "OPENAI_API_KEY": "sk-none"}
+        program = crashing(folder, FLOWS, POINTS + sabotage, env)
         battery = Battery(folder, program, server)
         server.script = battery.says
         with program.start():

@@ -8,7 +8,6 @@ recorded, and when it is. The one request in flight may be repeated, with the sa
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,15 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # no stubs
 import pytest
 
 from tests.conftest import Say
-from tests.support.program import Program, until
+from tests.support.program import until
 from tests.support.stub_http import Asked, Reply, Stub, stubbed
 
-from .crash_points import SABOTAGE, forgetting, plans_of
-from .ledger import copied
+from .crash_battery import CrashBattery, crashing
+from .crash_points import forgetting, plans_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -83,45 +81,16 @@ Path.glob = lambda self, pattern, **named: glob(self, "nothing" if pattern == "*
 
 
 @dataclass
-class Battery:
-    """A program whose flow asks a server, killed at planned points, one run after the other."""
+class Battery(CrashBattery):
+    """A program whose flow asks a server."""
 
-    folder: Path
-    program: Program
     stub: Stub
-    runs: int = 0
+    path = "/hooks/requests"
 
-    def one_run(self, plan: str = "") -> dict[str, Any]:
-        """Run the flow once, killed as planned (by the server: "server …"); returns its run."""
-        self.runs += 1
-        number, died, run_id, recorded = self.runs, False, "", set[str]()
+    def is_by_the_test(self, number: int, plan: str) -> bool:
+        """Prepare the server: it kills the program at "server …"."""
         self._answers(number, plan)
-        if plan and not plan.startswith("server"):
-            (self.folder / "plan").write_text(plan)
-
-        def finished() -> dict[str, Any] | None:
-            nonlocal died, run_id, recorded
-            if not self.program.alive:
-                assert plan and not died, "died unplanned"
-                assert not processes_of(self.program.pid), "a process is left"
-                died, recorded = True, recorded_steps(self.program.data, number)
-                self.program.start().ready()
-            if not run_id:  # the first answer may die with the process
-                run_id = self._accepted(number)
-            run = self._run(run_id) if run_id else None
-            return run if run is not None and run["finished_at"] else None
-
-        run = until(finished, 60, f"the end of run {number}, killed at {plan}")
-        assert died == bool(plan), f"never came by {plan}"
-        self._check(number, run, recorded)
-        return run
-
-    def _accepted(self, number: int) -> str:
-        """Send the event of a run; returns the run's id, empty without an answer."""
-        body = f'{{"number": {number}}}'.encode()
-        headers = {"content-type": "application/json", "idempotency-key": f"event-{number}"}
-        answer = self.program.ask("/hooks/requests", method="POST", body=body, headers=headers)
-        return str(answer.json["runs"][0]) if answer is not None and answer.status == 202 else ""
+        return not plan or plan.startswith("server")
 
     def _answers(self, number: int, plan: str) -> None:
         """Have the server answer for a run; as planned it kills the program instead."""
@@ -140,7 +109,7 @@ class Battery:
             yield DUMP[:half]
             if planned == "half of dump":
                 planned = ""
-                until(lambda: list(self._files("*.part")), 10, "a part on the disk")
+                until(lambda: list(self.blobs("*.part")), 10, "a part on the disk")
                 self.program.kill()
             yield DUMP[half:]
 
@@ -150,21 +119,11 @@ class Battery:
         self.stub.says(f"/dump/{number}", Reply(200, dump, has_length=False))
         self.stub.says(f"/note/{number}", Reply(204))
 
-    def _run(self, run_id: str) -> dict[str, Any] | None:
-        token = (self.program.data / "api-token").read_text().strip()
-        answer = self.program.ask(
-            f"/api/runs/{run_id}", headers={"authorization": f"Bearer {token}"}
-        )
-        found: dict[str, Any] | None = None if answer is None else answer.json
-        return found
-
-    def _check(self, number: int, run: dict[str, Any], recorded: set[str]) -> None:
+    def check(self, number: int, run: dict[str, Any], recorded: set[str]) -> None:
         """Compare what a run came to, and what the server was asked, with what is promised."""
-        assert run["state"] == "succeeded", run["error"]
         assert run["result"] == {
             "order": "taken", "price": 7, "noted": 204, "bytes": len(DUMP),
         }  # fmt: skip
-        assert run["attempts"] == 1, "a death of the process spends no attempt"
         assert [each["name"] for each in run["artefacts"]] == ["dump.bin"]
         again = 0
         keys = defaultdict[str, set[str]](set)
@@ -181,60 +140,17 @@ class Battery:
         self._check_nothing_is_left()
 
     def _check_nothing_is_left(self) -> None:
-        assert not list(self._files("*.part")), "a part of a download is left"
-        kept = [path for path in self._files("*/*") if path.is_file()]
+        assert not list(self.blobs("*.part")), "a part of a download is left"
+        kept = [path for path in self.blobs("*/*") if path.is_file()]
         assert [path.read_bytes() == DUMP for path in kept] == [True], "one content, whole"
-        program = self.program.process()
         until(lambda: not self.stub.open, 10, "no connection is left")
-        opened = [each.path for each in program.open_files()]
-        assert not [each for each in opened if "/results/" in each], opened
-        assert processes_of(self.program.pid) == [self.program.pid], "it has no child"
-
-    def _files(self, pattern: str) -> Iterator[Path]:
-        return (self.program.data / "journal" / "results").glob(pattern)
-
-    def points(self) -> list[str]:
-        """Return the points passed since the last call."""
-        log = self.folder / "passed"
-        found = log.read_text().splitlines()
-        log.unlink()
-        return found
-
-
-def processes_of(session: int) -> list[int]:
-    """Return the processes of a program's session, those that have ended aside."""
-    found = []
-    for each in psutil.process_iter(["pid", "status"]):
-        try:
-            if os.getsid(each.pid) == session and each.status() != psutil.STATUS_ZOMBIE:
-                found.append(each.pid)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def recorded_steps(data: Path, number: int) -> set[str]:
-    """Return the steps of a run that were recorded when its program died."""
-    with copied(data) as journal:
-        rows = journal.execute(
-            "SELECT key FROM steps JOIN runs ON runs.seq = run_seq JOIN events ON events.seq ="
-            " event_seq WHERE events.id = ? AND steps.state = 'succeeded'",
-            (f"event-{number}",),
-        ).fetchall()
-    return {key for (key,) in rows}
+        assert not self.open_blobs(), "a file is open"
 
 
 @contextmanager
 def served(folder: Path, sabotage: str = "") -> Iterator[Battery]:
     with stubbed() as stub:
-        program = Program(
-            flows=FLOWS, data=folder / "data", log=folder / "log",
-            sabotage=SABOTAGE + POINTS + sabotage,
-            env={
-                "CRASH_PLAN": str(folder / "plan"), "CRASH_LOG": str(folder / "passed"),
-                "STUB": stub.url,
-            },
-        )  # fmt: skip
+        program = crashing(folder, FLOWS, POINTS + sabotage, {"STUB": stub.url})
         with program.start():
             program.ready()
             yield Battery(folder, program, stub)
