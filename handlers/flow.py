@@ -208,8 +208,8 @@ def flow(
     * `priority`: `"high"`, `"normal"` or `"low"`, or a function of the event that returns one; they
       share starts 8 : 2 : 1
     * `ordered_by`: a function of the event: runs of one key go one after the other, in order of
-      arrival; `"key"` and `"partition"` are those of a Kafka record, and a key of `None` has no
-      order
+      arrival; what an operator retries or replays goes behind the others of its key. `"key"` and
+      `"partition"` are those of a Kafka record, and a key of `None` has no order
     * `key`: a function of the event: which runs `mode` is about; without it, all of the flow
     * `mode`: what happens to a new run while another one of its key is under way: `"skip"` ends it,
       `"replace"` cancels the older ones, and of those that wait under `"latest"` only the newest
@@ -231,7 +231,7 @@ def flow(
       were there before go on
     * `pool`: where a `def` flow runs: `"thread"` or `"process"`
     * `on_dead`: what a failed run means for its ordering key: `"continue"`, or `"block"`, which
-      stops the key until somebody acts
+      stops the key until somebody acts; a retry then goes before the others
     * `on_failure`: the function that is called once when a run has failed for good, as a recorded
       step; it gets what it asks for of `error: RunError` and `event: Event`
     * `name`: the flow's name, if it is not the function's

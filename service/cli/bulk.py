@@ -61,11 +61,14 @@ class Selection:
         self._yes = yes
         self._as_json = as_json
 
-    def ids(self, word: str, states: frozenset[RunState] | None) -> list[str]:
+    def ids(
+        self, word: str, states: frozenset[RunState] | None, *, oldest_first: bool = False
+    ) -> list[str]:
         """Return the ids of the runs; asks first if filters select them.
 
         `word` is what will be done to them, `states` which of the matching ones are meant: None
-        means dead letters.
+        means dead letters. What queues runs again takes the oldest first, so that those of an
+        ordering key keep their order; a cancel the newest, so that none starts meanwhile.
         """
         if bool(self._run_ids) == bool(self._filters):
             raise click.UsageError(
@@ -75,6 +78,8 @@ class Selection:
             return run_async(_full_ids(self._settings, self._run_ids))
         which = chosen(self._filters, dead=True if states is None else None)
         ids = run_async(_matching(self._settings, which, states))
+        if oldest_first:
+            ids.reverse()
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")
             return []

@@ -136,7 +136,8 @@ def retry(selection: Selection, from_step: str | None, force: bool) -> None:
     """Queue finished runs again; a run that waits for its next try is tried now.
 
     Recorded steps are not run again. If the undo of a run failed, only the rest of the undo runs.
-    The mode of the flow (mode="skip") counts as for a new run, unless it is forced.
+    The mode of the flow (mode="skip") counts as for a new run, unless it is forced. A run with a
+    key of ordered_by= goes behind the others of that key, unless it blocks them (on_dead="block").
 
     \b
     turnout retry 3f9a1c2b                   one run
@@ -147,7 +148,7 @@ def retry(selection: Selection, from_step: str | None, force: bool) -> None:
     from turnout.service.domain.run import RunState
     from turnout.service.operate.verbs import Retry
 
-    ids = selection.ids("retry", frozenset({RunState.FAILED}))
+    ids = selection.ids("retry", frozenset({RunState.FAILED}), oldest_first=True)
     selection.act("retry", ids, lambda run_id: Retry(run_id, from_step, force))
 
 

@@ -55,7 +55,7 @@ class _Line:
 
 @dataclass(slots=True)
 class Wakeups:
-    """How many runs of an evicted key are to be read and woken: those after a seq.
+    """How many runs of an evicted key are to be read and woken: those after an arrival.
 
     The ones up to it have had this turn, and another gate has refused them.
     """
@@ -95,17 +95,17 @@ class Blocked:
         run.woken_by = None
         if run.is_due and key[0] != ORDER:
             if run.resumes:
-                insort(line.resumed, run, key=by_seq)
+                insort(line.resumed, run, key=by_arrival)
             else:
                 insort(line.due, run, key=by_due)
             return True
-        if line.queued and run.seq < line.queued[-1].seq:
-            insort(line.queued, run, key=by_seq)
+        if line.queued and run.arrival < line.queued[-1].arrival:
+            insort(line.queued, run, key=by_arrival)
         elif (line.evicted or self.count >= memory.WINDOW) and _is_stored(run, key):
             self.in_vain += line.evicted
             line.evicted = True
             if key in self.wakeups:
-                self.wakeups[key].after = min(self.wakeups[key].after, run.seq - 1)
+                self.wakeups[key].after = min(self.wakeups[key].after, run.arrival - 1)
             return False
         else:
             line.queued.append(run)
@@ -115,7 +115,7 @@ class Blocked:
     def next(self, key: Key, *, after: int = 0) -> Queued | None:
         """Take the run whose turn it is, now that a key is free; an evicted one is read later.
 
-        Evicted runs up to the seq `after` have had their turn.
+        Evicted runs up to the arrival `after` have had their turn.
         """
         line = self._lines.get(key)
         if line is None:
@@ -126,7 +126,9 @@ class Blocked:
             line.due_turn = False
         else:
             line.due_turn = bool(line.due)
-            if line.resumed and (not line.queued or line.resumed[0].seq < line.queued[0].seq):
+            if line.resumed and not (
+                line.queued and line.queued[0].arrival < line.resumed[0].arrival
+            ):
                 run = line.resumed.pop(0)
             elif line.queued:
                 run = line.queued.pop(0)
@@ -164,17 +166,17 @@ class Blocked:
         self._drop_empty(key, line)
         return found
 
-    def forget(self, key: Key, seq: int) -> None:
+    def forget(self, key: Key, run: Queued) -> None:
         """Drop a run that has ended, if it is blocked by this key."""
         line = self._lines.get(key)
         if line is None:
             return
-        at = bisect_left(line.queued, seq, key=by_seq)
-        if at < len(line.queued) and line.queued[at].seq == seq:
+        at = bisect_left(line.queued, run.arrival, key=by_arrival)
+        if at < len(line.queued) and line.queued[at].seq == run.seq:
             del line.queued[at]
             self.count -= 1
-        line.resumed = [run for run in line.resumed if run.seq != seq]
-        line.due = [run for run in line.due if run.seq != seq]
+        line.resumed = [each for each in line.resumed if each.seq != run.seq]
+        line.due = [each for each in line.due if each.seq != run.seq]
         self._drop_empty(key, line)
 
     def read_again(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
@@ -214,9 +216,9 @@ def _is_stored(run: Queued, key: Key) -> bool:
     return key[0] == ORDER or (run.keys is not None and key[0] in run.keys)
 
 
-def by_seq(run: Queued) -> int:
+def by_arrival(run: Queued) -> int:
     """Order queued runs: in arrival order."""
-    return run.seq
+    return run.arrival
 
 
 def by_due(run: Queued) -> tuple[datetime, int]:

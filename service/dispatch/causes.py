@@ -33,6 +33,7 @@ def asks_as(run: Run) -> Queued:
     """Return a run as it asks, as far as the journal tells."""
     return Queued(
         seq=run.seq,
+        arrival=run.arrival,
         id=run.id,
         flow=run.flow,
         order_key=run.order_key,

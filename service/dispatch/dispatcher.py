@@ -245,6 +245,7 @@ class Dispatcher(DispatcherStatus):
                 run,
                 Queued(
                     seq=run.seq,
+                    arrival=run.seq,
                     id=run.id,
                     flow=run.flow,
                     order_key=run.order_key,

@@ -44,7 +44,7 @@ class Filling:
             )
         else:
             rows = await self._journal.queued(queue.flow, after, memory.WINDOW, only)
-            up_to, more = rows[-1].seq if rows else 0, len(rows) == memory.WINDOW
+            up_to, more = rows[-1].arrival if rows else 0, len(rows) == memory.WINDOW
         complete = await self.complete(queue, rows)
         queue.finish_reading(
             level, complete, up_to=up_to, more=more, epoch=epoch, passed_over=bool(passed_over)
@@ -72,6 +72,6 @@ class Filling:
             rows = await self._journal.queued_for_key(queue.flow, rule_id, text, count, after, only)
             held = {run.seq for run in queue.rows()}
             found += [row for row in rows if row.seq not in held]
-            after = rows[-1].seq if rows else after
+            after = rows[-1].arrival if rows else after
             more = len(rows) == count and after < queue.ends_before(key)
         queue.finish_fetching(key, found, more=more, wakeups=wakeups.count, epoch=epoch)

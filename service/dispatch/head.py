@@ -1,6 +1,6 @@
 """The head of a queue: the runs of one class that wait for their turn in memory.
 
-Runs that start for the first time, or resume from a wait, go by their sequence. They take turns
+Runs that start for the first time, or resume from a wait, go by their arrival. They take turns
 with runs that are due: retries and scheduled ones, the longest due first. Runs that have kept their
 slot at a limit take their turns like all others; while the limit of the whole flow is full, only
 they are handed out.
@@ -17,7 +17,7 @@ from typing import Any
 from turnout.service.journal.records import Queued
 
 from . import memory
-from .blocked import Key, by_due, by_seq
+from .blocked import Key, by_arrival, by_due
 from .memory import Memory
 
 
@@ -25,12 +25,12 @@ class Head:
     """Queued runs (the window, in arrival order), resumed ones, and due ones.
 
     Runs whose key became free (woken) ask before the others of their kind, but never before older
-    ones in memory. `cursor` is the seq of the last queued row read, `unread` whether the journal
-    may hold rows after it. `taken` counts the runs taken from the window. Up to `passed_to`, runs
-    of blocked keys may be in the journal only, also between those of the window; the next read
-    `passes_over` such runs too. While a throttle has the flow `held`, only runs that resume are
-    handed out, and what is in memory stays within the window. While the flow is `full`, runs that
-    have kept their slot are handed out: the others wait for one of these to end.
+    ones in memory. `cursor` is the arrival of the last queued row read, `unread` whether the
+    journal may hold rows after it. `taken` counts the runs taken from the window. Up to
+    `passed_to`, runs of blocked keys may be in the journal only, also between those of the window;
+    the next read `passes_over` such runs too. While a throttle has the flow `held`, only runs that
+    resume are handed out, and what is in memory stays within the window. While the flow is `full`,
+    runs that have kept their slot are handed out: the others wait for one of these to end.
     """
 
     __slots__ = (
@@ -95,8 +95,8 @@ class Head:
 
     @property
     def window_start(self) -> int:
-        """The lowest seq from which on no run is in the journal only, of those that were read."""
-        first = self.window[0].seq if self.window else self.cursor + 1
+        """The lowest arrival from which on no run that was read is in the journal only."""
+        first = self.window[0].arrival if self.window else self.cursor + 1
         return max(first, self.passed_to + 1)
 
     def runs(self) -> Iterator[Queued]:
@@ -122,7 +122,7 @@ class Head:
         if self.woken_due:
             due = _earlier(due, self.woken_due, by_due)
         if self.woken:
-            fresh = _earlier(fresh, self.woken, by_seq)
+            fresh = _earlier(fresh, self.woken, by_arrival)
         if self.is_holding:
             due = _earlier(due, self.holding_due, by_due)
             resumed = self._going_on
@@ -138,13 +138,13 @@ class Head:
     def _is_older(self, resumed: Queued, fresh: deque[Queued]) -> bool:
         """Whether a resumed run came before every first try; those not read yet may be older."""
         if fresh:
-            return resumed.seq < fresh[0].seq
-        return not (self.unread and self.cursor < resumed.seq)
+            return resumed.arrival < fresh[0].arrival
+        return not (self.unread and self.cursor < resumed.arrival)
 
     @property
     def _going_on(self) -> deque[Queued]:
         """The deque whose first run is the next that resumes, if there is one."""
-        return _earlier(self.resumed, self.holding_resumed, by_seq)
+        return _earlier(self.resumed, self.holding_resumed, by_arrival)
 
     def take(self) -> Queued:
         """Take the run whose turn it is."""
@@ -163,19 +163,19 @@ class Head:
 
     def arrived(self, run: Queued) -> None:
         """Add a run that was just written as queued."""
-        if run.seq <= self.cursor:
+        if run.arrival <= self.cursor:
             return  # already read from the journal
         if not self.keeps_new:
             self.unread = True
             return
         self._memory.charge(run)
         self.window.append(run)
-        self.cursor = run.seq
+        self.cursor = run.arrival
 
     def add_due(self, run: Queued, *, holds: bool) -> None:
         """Add a run that is due; `holds` if it holds its slot at a limit meanwhile."""
         if run.resumes:
-            insort(self.holding_resumed if holds else self.resumed, run, key=by_seq)
+            insort(self.holding_resumed if holds else self.resumed, run, key=by_arrival)
         elif holds:
             insort(self.holding_due, run, key=by_due)
         elif self.due and by_due(run) < by_due(self.due[-1]):
@@ -187,29 +187,30 @@ class Head:
         """Let a run that was set aside behind a key ask again, before those that have not asked."""
         run.woken_by = key
         if run.resumes:
-            insort(self.holding_resumed if holds else self.resumed, run, key=by_seq)
+            insort(self.holding_resumed if holds else self.resumed, run, key=by_arrival)
         elif run.is_due:
             insort(self.holding_due if holds else self.woken_due, run, key=by_due)
         else:
-            insort(self.woken, run, key=by_seq)
+            insort(self.woken, run, key=by_arrival)
 
     def add_read(self, rows: Iterable[Queued], *, up_to: int = 0, more: bool) -> None:
-        """Add rows read from the journal, up to a seq; `more` if there may be others."""
+        """Add rows read from the journal, up to an arrival; `more` if there may be others."""
         for row in rows:
-            if row.seq > self.cursor:
+            if row.arrival > self.cursor:
                 self.window.append(row)
-                self.cursor = row.seq
+                self.cursor = row.arrival
         self.cursor = max(self.cursor, up_to)
         self.unread = self.unread or more
 
-    def forget(self, seq: int) -> bool:
+    def forget(self, run: Queued) -> bool:
         """Drop a run that has ended; True if it stays, to pass its turn on: it is not queued."""
-        at = bisect_left(self.window, seq, key=by_seq)
-        if at < len(self.window) and self.window[at].seq == seq:
+        at = bisect_left(self.window, run.arrival, key=by_arrival)
+        if at < len(self.window) and self.window[at].seq == run.seq:
             self._memory.give_back(self.window[at])
             del self.window[at]
             return False
-        return any(run.seq == seq for some in self._all if some is not self.window for run in some)
+        others = (some for some in self._all if some is not self.window)
+        return any(each.seq == run.seq for some in others for each in some)
 
     def clear(self) -> None:
         """Drop all runs in memory; they are read again from the journal."""

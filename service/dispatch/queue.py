@@ -330,7 +330,7 @@ class Queue:
             self.wake_next(gate, run)
 
     def wake_key(self, key: Key, *, after: int = 0) -> None:
-        """Wake the next run behind a key; evicted ones up to a seq have had their turn."""
+        """Wake the next run behind a key; evicted ones up to an arrival have had theirs."""
         self._wake(self.blocked.next(key, after=after), key)
 
     def wake_all(self, key: Key) -> bool:
@@ -351,7 +351,7 @@ class Queue:
         return self._heads[level].lacks and not self.stopped
 
     def start_reading(self, level: int) -> tuple[int, int]:
-        """Begin a read of the journal; return the seq after which, and the epoch."""
+        """Begin a read of the journal; return the arrival after which, and the epoch."""
         head = self._heads[level]
         head.reading, head.unread = True, False
         return head.cursor, self._epoch
@@ -384,7 +384,7 @@ class Queue:
         epoch: int,
         passed_over: bool = False,
     ) -> None:
-        """Add rows read from the journal, up to a seq; `more` if there may be others."""
+        """Add rows read from the journal, up to an arrival; `more` if there may be others."""
         head = self._heads[level]
         head.reading = False
         if epoch == self._epoch:
@@ -398,7 +398,7 @@ class Queue:
         return *self.blocked.wakeups.popitem(), self._epoch
 
     def ends_before(self, key: Key) -> int:
-        """Return the seq from which on all runs of a key are left to the windows."""
+        """Return the arrival from which on all runs of a key are left to the windows."""
         levels = (key[2],) if key[2] else self.levels
         return max(self._heads[level].window_start for level in levels)
 
@@ -413,7 +413,7 @@ class Queue:
         """
         if epoch != self._epoch:
             return
-        older = [row for row in rows if row.seq < self._head_of(row).window_start]
+        older = [row for row in rows if row.arrival < self._head_of(row).window_start]
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
@@ -435,20 +435,20 @@ class Queue:
             yield from head.runs()
         yield from self.blocked.runs()
 
-    def forget(self, run: Candidate, seq: int) -> None:
+    def forget(self, run: Queued) -> None:
         """Drop a run that has ended before it was claimed, where it waits in memory.
 
         One that was given a turn, or is due, is dropped when it is asked: `drop_ended`.
         """
         if run.order_key is not None:
-            self.blocked.forget(order_key(run.order_key), seq)
+            self.blocked.forget(order_key(run.order_key), run)
         for level, head in self._heads.items():
-            if head.forget(seq):
-                self.ended.add(seq)
+            if head.forget(run):
+                self.ended.add(run.seq)
             for gate in self.gates.declared:
                 key = blocked_at(gate, run, level)
                 if key is not None:
-                    self.blocked.forget(key, seq)
+                    self.blocked.forget(key, run)
 
     def drop_ended(self, run: Queued, level: int) -> bool:
         """Drop the run whose turn it is if it has ended, and give its turn to the next ones."""

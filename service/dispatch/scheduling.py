@@ -225,7 +225,7 @@ class Scheduler:
         """Drop a run that was ended: a refused check would make it hold its ordering key again."""
         queue = self._queues.get(run.flow)
         if queue is not None:
-            queue.forget(asks_as(run), run.seq)
+            queue.forget(asks_as(run))
 
     def unread_due(self) -> Mapping[Queue, int]:
         """Return the queues that start nothing until their due runs are read, with their epoch."""
@@ -319,7 +319,7 @@ class Scheduler:
         if woken_by is not None and woken_by != key and woken_by[0] != ORDER:
             # The next one behind that key may use the turn. Nobody else is woken for it, and none
             # that has had it: runs that are refused would wake each other for ever.
-            queue.wake_key(woken_by, after=0 if run.is_due else run.seq)
+            queue.wake_key(woken_by, after=0 if run.is_due else run.arrival)
         return True
 
     def _set_aside(self, queue: Queue, level: int, key: Key, *, timed: bool = False) -> None:

@@ -199,6 +199,8 @@ class Outcome:
 class Run:
     """A run as the journal knows it and the world sees it.
 
+    `arrival` is its place in the order of the queue: its seq, or a higher number if an operator has
+    queued it again behind the others of its ordering key.
     `forced` says that an operator has started it past the mode of its flow.
     `undo_failed` are the steps of its undo that failed for good and were not done since. In a
     list a large `result` is left out; `result_bytes` tells its size. `events` is how many events
@@ -207,6 +209,7 @@ class Run:
     """
 
     seq: int
+    arrival: int
     id: str
     flow: str
     state: RunState

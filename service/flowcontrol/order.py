@@ -1,7 +1,8 @@
 """Order: the runs of one ordering key (`ordered_by=`) run one after the other, in arrival order.
 
-A run holds its key from its first ask until it ends: while it waits for another gate, runs, or
-waits for its next try. So a refusal lets no newer run overtake.
+One that an operator queues again arrives again, behind the others; the journal keeps its number
+(`runs.arrival`). A run holds its key from its first ask until it ends: while it waits for another
+gate, runs, or waits for its next try. So a refusal lets no newer run overtake.
 """
 
 from __future__ import annotations

@@ -125,6 +125,11 @@ class Parts:
         conditions = (flow.conditions for flow in loaded if flow is not None)
         return next((each.mode for each in conditions if each is not None), None)
 
+    def may_block(self, flow: str) -> bool:
+        """Whether dead letters of a flow hold their ordering key; those of one not loaded may."""
+        loaded = self.project().flows.get(flow)
+        return loaded is None or loaded.on_dead == "block"
+
     def current_name(self, flow: str) -> str:
         """Return the current name of a flow, which may have been renamed (`was=`)."""
         names = (other.name for other in self.project().flows.values() if other.was == flow)

@@ -41,6 +41,7 @@ async def retry(parts: Parts, verb: Retry) -> Run:
             mode=parts.mode_of(*flows),
             flow=flows[0],
             force=verb.force,
+            blocks=parts.may_block(flows[0]),
             now=parts.now(),
         )
         run = retried.run
@@ -66,9 +67,9 @@ async def cancel_all(parts: Parts, verb: CancelAll) -> list[Run]:
 
 @handles(RetryAll)
 async def retry_all(parts: Parts, verb: RetryAll) -> list[Run]:
-    """Retry one run after the other."""
+    """Retry one run after the other, oldest first: those of an ordering key keep their order."""
     done = []
-    for run in await _matching(parts, verb.which):
+    for run in reversed(await _matching(parts, verb.which)):
         if run.state in (RunState.FAILED, RunState.CANCELLED):
             with suppress(Refused, NotFound):
                 done.append(await retry(parts, Retry(run.id)))

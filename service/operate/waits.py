@@ -93,13 +93,13 @@ def _line_of(run: Run, waiting: Waiting) -> InLine:
     """Return the line of a queued run: of its key, where it waits for one, else of its flow."""
     key = waiting.facts.get("key")
     if waiting.cause is Cause.ORDER:
-        return InLine(run.seq, run.flow, ORDER_RULE, run.order_key)
+        return InLine(run.arrival, run.flow, ORDER_RULE, run.order_key)
     rule_ids = [
         rule_id for rule_id, text in (run.keys or {}).items() if text is not None and text == key
     ]
     if not rule_ids:
-        return InLine(run.seq, run.flow, None, None)
-    return InLine(run.seq, run.flow, rule_ids[0], str(key))
+        return InLine(run.arrival, run.flow, None, None)
+    return InLine(run.arrival, run.flow, rule_ids[0], str(key))
 
 
 def _in_line(waiting: Waiting, position: int) -> Waiting:

@@ -17,6 +17,8 @@ from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.queue import Queue
 from turnout.service.flowcontrol.limit import KeyLimit
 from turnout.service.flowcontrol.order import Order
+from turnout.service.journal.sqlite.append import Intake
+from turnout.service.operate.parts import Parts
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +71,14 @@ def let_newer_runs_pass(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Order, "check", lambda *_: None)  # a key is open though an older run holds it
 
 
+def queue_again_in_its_place(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Intake, "next_arrival", lambda *_: None)  # an operator's retry
+
+
+def give_up_the_place_of_a_blocking_head(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Parts, "may_block", lambda *_: False)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("broken", "found"),
@@ -79,6 +89,8 @@ def let_newer_runs_pass(patch: pytest.MonkeyPatch) -> None:
         (ignore_pauses, "which is paused|in spite of .*stopped"),
         (count_keys_twice, "could start and does not|overtakes|counts .* slots"),
         (let_newer_runs_pass, "in spite of .*order"),
+        (queue_again_in_its_place, "in spite of .*order|overtakes"),
+        (give_up_the_place_of_a_blocking_head, "in spite of .*order|overtakes"),
     ],
 )
 def test_the_model_finds_what_is_broken(

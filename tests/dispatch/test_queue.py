@@ -22,7 +22,7 @@ LIMIT_X: Key = ("limit", "x", NORMAL)
 
 def queued(seq: int, order_key: str | None = None, limit_key: str | None = None) -> Queued:
     return Queued(
-        seq=seq, id=f"run{seq}", flow="bill", order_key=order_key,
+        seq=seq, arrival=seq, id=f"run{seq}", flow="bill", order_key=order_key,
         keys={"limit": limit_key}, queued_at=NOW,
         due_at=None, isolated=False,
     )  # fmt: skip
@@ -334,7 +334,7 @@ def test_a_woken_run_that_has_ended_gives_its_turn_to_the_next_one() -> None:
     queue.wake_key(LIMIT_X)
     ended = queue.head(NORMAL).first
     assert ended is not None
-    queue.forget(ended, ended.seq)
+    queue.forget(ended)
     assert queue.drop_ended(ended, NORMAL)
     assert take_all(queue) == [2]
     assert not queue.ended
@@ -344,7 +344,7 @@ def test_a_due_run_that_has_ended_is_not_behind_its_key_any_more() -> None:
     queue = fresh()
     for run in (due(1), due(2)):
         queue.blocked.add(run, LIMIT_X)
-    queue.forget(due(1), 1)
+    queue.forget(due(1))
     queue.wake_key(LIMIT_X)
     assert take_all(queue) == [2]
     assert LIMIT_X not in queue.blocked

@@ -125,7 +125,7 @@ async def test_a_retried_older_run_and_the_holder_of_its_key_do_not_deadlock(
         await service.process.operator.do(Retry(older))
         seen.open(3)
         await service.all_finished()
-    assert seen.started == [0, 1, 0, 2]
+    assert seen.started == [0, 1, 2, 0]
 
 
 async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_a_cancelled_run_holds_no_key_after_its_queue_is_reread(tmp_path: 
         await service.process.operator.do(Retry(done))
         seen.open(4)
         await service.all_finished()
-    assert seen.started == [0, 1, 0, 3]
+    assert seen.started == [0, 1, 3, 0]
 
 
 async def test_keys_evicted_by_order_and_by_limit_lose_and_duplicate_no_run(
@@ -219,7 +219,7 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
         scheduler = inside.scheduler(service.process)
         (attempt,) = scheduler.queue("both").gates.inside.values()
         again = Queued(
-            seq=1, id=run_id, flow="both", order_key="x", keys={"limit": "B"},
+            seq=1, arrival=1, id=run_id, flow="both", order_key="x", keys={"limit": "B"},
             due_at=utc_now(), queued_at=utc_now(), isolated=False,
         )  # fmt: skip
         scheduler.add_due(again, scheduler.queue("both"))

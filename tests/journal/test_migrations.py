@@ -15,10 +15,12 @@ import pytest
 from tests.data.journals import make
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.sqlite.connection import open_for_writing
+from turnout.service.journal.sqlite.connection import open_for_writing, read_all
 from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
 from turnout.service.journal.sqlite.migrations import KEPT_SECONDS, newest_version
+from turnout.service.journal.sqlite.runs import queued_from
+from turnout.service.journal.sqlite.work_reads import QUEUED_AT_KEY, QUEUED_IN_ORDER, queued_text
 
 OLD = [path for path in sorted(make.HERE.glob("v*")) if path.name != f"v{newest_version()}"]
 COUNTS = "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM runs), count(*) FROM steps"
@@ -84,6 +86,31 @@ def test_a_state_that_was_not_changed_for_long_counts_as_used_when_its_use_is_fi
     used_at = connection.execute("SELECT used_at FROM flow_state WHERE key = 'anna'").get
     connection.close()
     assert begun <= used_at <= utc_now().timestamp() * 1_000_000
+
+
+def test_runs_that_wait_keep_their_order_when_runs_get_an_arrival(tmp_path: Path) -> None:
+    data = copied(make.HERE / "v24", tmp_path / "data")
+    connection = apsw.Connection(str(journal_folder(data) / FILE_NAME))
+    last = int(connection.execute("SELECT max(seq) FROM runs").get)
+    for n in (1, 2, 3):
+        connection.execute(
+            "INSERT INTO runs (seq, id, event_seq, flow, state, token, order_key, keys, queued_at)"
+            " VALUES (?, ?, ?, 'waits', 'queued', 0, 'k', '{\"limit\": \"a\"}', 9 - ?)",
+            (last + n, f"run-{n}", last + n, n),
+        )
+        connection.execute("INSERT INTO run_keys VALUES ('waits', 'limit', 'a', ?)", (last + n,))
+    connection.close()
+    connection = open_for_writing(data, synchronous="full")
+    asked = {
+        queued_text(of_class=False): ("waits", 0, 2**62, 9, None),
+        QUEUED_IN_ORDER: ("waits", "k", 0, 9),
+        QUEUED_AT_KEY: ("waits", "limit", "a", 0, None, 9),
+    }
+    for text, values in asked.items():
+        runs = [queued_from(row) for row in read_all(connection, text, values)]
+        assert [run.id for run in runs] == ["run-1", "run-2", "run-3"]
+        assert [run.arrival for run in runs] == [run.seq for run in runs]
+    connection.close()
 
 
 def test_no_condition_on_the_hot_path_needs_a_table(old: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_run_that_its_keys_do_not_find_is_a_problem_of_the_journal(tmp_path: P
         """ (1, 'one', 1, 'bill', 'queued', 0, '{"limit": "a", "limit.2": null}', 0)"""
     )
     assert check(connection) == "runs whose keys are missing, or left over: one"
-    connection.execute("INSERT INTO run_keys VALUES ('bill', 'limit', 'a', 1)")
+    connection.execute("INSERT INTO run_keys VALUES ('bill', 'limit', 'a', 1, NULL)")
     assert check(connection) is None
     connection.execute("UPDATE runs SET state = 'succeeded'")
     assert check(connection) == "runs whose keys are missing, or left over: one"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import apsw
@@ -15,6 +15,7 @@ from turnout.service.journal.sqlite import dedupe, events, outcomes, positions, 
 from turnout.service.journal.sqlite.bulk import LONGEST_CACHED, BulkStatement
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.statements import load
+from turnout.service.journal.sqlite.work_reads import QUEUED_AT_KEY, QUEUED_IN_ORDER, queued_text
 
 ROOM = Path(str(sqlite.__file__)).parent
 FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
@@ -99,6 +100,38 @@ def test_a_start_walks_over_no_open_window_and_no_run_of_a_served_flow(
     steps = [str(row[3]) for row in rows]
     assert any(step in each for each in steps), steps
     assert not any(each.startswith(("SCAN windows", "SCAN runs")) for each in steps), steps
+
+
+QUEUED = {
+    queued_text(of_class=False): (
+        "runs_by_state (state=? AND flow=? AND rowid>?",
+        "runs_by_arrival",
+    ),
+    queued_text(of_class=True): ("runs_by_priority (flow=? AND priority=?", "runs_by_arrival"),
+    QUEUED_IN_ORDER: ("runs_by_order (flow=? AND order_key=? AND <expr>>?)",),
+    QUEUED_AT_KEY: (
+        "PRIMARY KEY (flow=? AND place=? AND key=? AND run_seq>?)",
+        "run_keys_by_arrival",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "indexes"), QUEUED.items(), ids=range(len(QUEUED)))
+def test_queued_runs_are_read_in_their_order_from_indexes(
+    journal: apsw.Connection, text: str, indexes: Sequence[str]
+) -> None:
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    steps = [str(row[3]) for row in rows]
+    for index in indexes:
+        assert any(index in each for each in steps), steps
+    assert not any("TEMP B-TREE" in each or each.startswith("SCAN r") for each in steps), steps
+
+
+@pytest.mark.parametrize("name", ["claim_untouched", "claim"])
+def test_a_claim_looks_up_the_runs_it_names(journal: apsw.Connection, name: str) -> None:
+    text = load("claims")[name]
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    assert str(rows[0][3]) == "SEARCH runs USING INTEGER PRIMARY KEY (rowid=?)"
 
 
 @pytest.mark.parametrize(

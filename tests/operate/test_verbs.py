@@ -54,10 +54,10 @@ from turnout.service.settings import Settings
 NOW = datetime(2026, 1, 31, 9, 0, 0, 123456, tzinfo=UTC)
 
 RUN = Run(
-    seq=1, id="r", flow="bill", state=RunState.QUEUED, attempts=0, crashes=0, event_id="e",
-    event_source="/s", trigger="t", tenant="default", queued_at=NOW, due_at=None, started_at=None,
-    finished_at=None, result=None, error=None, reason=None, dead=False, replay=0, order_key=None,
-    keys=None, code_version="",
+    seq=1, arrival=1, id="r", flow="bill", state=RunState.QUEUED, attempts=0, crashes=0,
+    event_id="e", event_source="/s", trigger="t", tenant="default", queued_at=NOW, due_at=None,
+    started_at=None, finished_at=None, result=None, error=None, reason=None, dead=False, replay=0,
+    order_key=None, keys=None, code_version="",
 )  # fmt: skip
 
 OVERRIDE = StoredOverride(name="limit:db", count=3, since=NOW, until=NOW, note="why", by="ada")

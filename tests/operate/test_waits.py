@@ -14,7 +14,7 @@ from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
 from turnout.service.journal.records import EVERYTHING
-from turnout.service.operate.verbs import Pause, Resume
+from turnout.service.operate.verbs import Cancel, Pause, Resume, Retry
 from turnout.service.operate.waits import waits_of
 from turnout.service.project import AnyFlow
 
@@ -67,6 +67,20 @@ async def test_a_run_behind_its_ordering_key_names_the_head(tmp_path: Path) -> N
     assert found == [
         ("order", f"{words} 1 in line", {"key": "a", "other": head, "place": 1}),
         ("order", f"{words} 2 in line", {"key": "a", "other": head, "place": 2}),
+    ]
+
+
+async def test_a_retried_run_is_told_the_last_place_of_its_ordering_key(tmp_path: Path) -> None:
+    async with running(tmp_path, [held(ordered_by=by_data)]) as service:
+        head, second, third = await started(service, "a", "a", "a")
+        await are_running(service, 1)
+        await service.process.operator.do(Cancel(second))
+        await service.process.operator.do(Retry(second))
+        found = await waits(service, third, second)
+        proceed.set()
+        await service.all_finished()
+    assert [facts for *_, facts in found] == [
+        {"key": "a", "other": head, "place": place} for place in (1, 2)
     ]
 
 

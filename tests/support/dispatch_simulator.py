@@ -4,8 +4,8 @@ It is told what becomes durable, in that order, and when the code of an attempt 
 It says which start was wrong, and, when the service rests, which run should have started. It asks
 every question of all runs anew: what is in use is counted from the states of the runs.
 
-Not promised, so not checked: the place in order of a run an operator has retried, which run of an
-ordering key goes first after that, and whose turn an isolated run takes.
+Not promised, so not checked: the place in order of a dead letter that an operator has retried while
+its flow was being served again, or not any more, and whose turn an isolated run takes.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ class SimulatedRun:
 
     `data` is that of its event: its keys are parts of it.
 
-    `holds`: it has begun and is not over, so its ordering key is its own. `retried`: an operator
-    has queued it again. `ready`: since the last rest it could have started, but for a slot.
-    `is_chosen`: its claim is on its way to the disk. `isolated`: its claims that run alone.
+    `holds`: it has begun and is not over, so its ordering key is its own. `arrival`: runs go in
+    this order; one that an operator has queued again goes behind those that are there.
+    `is_misplaced`: nobody can say where that is. `ready`: since the last rest it could have
+    started, but for a slot. `is_chosen`: its claim is on its way to the disk. `isolated`: its
+    claims that run alone.
     """
 
     id: str
@@ -85,11 +87,15 @@ class SimulatedRun:
     holds: bool = False
     dead: bool = False
     is_stopped: bool = False
-    retried: bool = False
+    arrival: tuple[int, int] = (0, 0)
+    is_misplaced: bool = False
     ready: bool = False
     is_chosen: bool = False
     passed: int = 0
     isolated: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.arrival = (self.seq, 0)
 
     @property
     def order_key(self) -> str | None:
@@ -123,8 +129,8 @@ class SimulatedRun:
         return self.state is S.RETRYING
 
     @property
-    def turn(self) -> tuple[datetime | None, int]:
-        return (self.due_at if self.is_retry else None), self.seq
+    def turn(self) -> tuple[datetime | None, tuple[int, int]]:
+        return (self.due_at if self.is_retry else None), self.arrival
 
 
 class DispatchSimulator:
@@ -141,6 +147,7 @@ class DispatchSimulator:
         self.runs: dict[str, SimulatedRun] = {}
         self.live: list[SimulatedRun] = []
         self.faults: list[str] = []
+        self.retries = 0
         self.counts_turns = True
 
     # ------------------------------------------------------------ what becomes durable
@@ -217,9 +224,21 @@ class DispatchSimulator:
         if run.state not in ENDED:
             run.due_at = at
             return
-        run.retried = run.retried or not run.holds  # a dead letter that blocks its key goes first
+        if self._has_order(run):
+            self._arrives_again(run)
         run.state, run.dead, run.deaths, run.due_at = S.QUEUED, False, 0, None
         self._refresh()
+
+    def _arrives_again(self, run: SimulatedRun) -> None:
+        """Give a run a place behind all others; a dead letter that blocks its key keeps its own.
+
+        What is not served may block.
+        """
+        if run.dead and run.flow.served != run.flow.served_at_rest and not run.flow.blocks:
+            run.is_misplaced = True
+        if not (run.dead and (run.flow.blocks or not run.flow.served)):
+            self.retries += 1
+            run.arrival = (max(other.seq for other in self.runs.values()), self.retries)
 
     def dropped(self, id_: str) -> None:
         """Learn that a dead letter was dropped."""
@@ -312,7 +331,9 @@ class DispatchSimulator:
     def goes_before(self, other: SimulatedRun, run: SimulatedRun) -> bool:
         if other.holds or other.leftovers:
             return True
-        is_older = other.seq < run.seq and not (run.retried or other.retried or run.holds)
+        is_older = other.arrival < run.arrival and not (
+            run.is_misplaced or other.is_misplaced or run.holds
+        )
         return other.state is S.QUEUED and is_older
 
     @staticmethod
@@ -333,7 +354,7 @@ class DispatchSimulator:
         """Whether it is promised that this run, and no other of its key, is next."""
         others = self.same_key(run) if self._has_order(run) else ()
         rivals = [run, *(other for other in others if other.state not in ENDED)]
-        return not (run.leftovers or any(rival.retried for rival in rivals))
+        return not (run.leftovers or any(rival.is_misplaced for rival in rivals))
 
     def _should_start(self, run: SimulatedRun) -> bool:
         """Whether a run that may start has to: none that may go before it is kept from starting."""

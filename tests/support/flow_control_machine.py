@@ -241,6 +241,9 @@ class FlowControlMachine(DispatchMachine):
                 skipped=frozenset(each.id for each in result.skipped),
             )
         )
+        head = self.head_of(run) if run.state in ENDED else None
+        if head is not None:
+            run.level = head.level
         super().told_retry_done(_run_id, _step, result)
 
     def told_retry_answered(self, _run_id: str, _step: None, result: Any) -> None:
@@ -284,10 +287,16 @@ class FlowControlMachine(DispatchMachine):
                 )
 
     def class_of(self, run: SimulatedRun, classed: Classed) -> int:
+        head = self.head_of(run)
+        return classed.own(run) if head is None else head.level
+
+    def head_of(self, run: SimulatedRun) -> ControlledRun | None:
+        """Return the first of the unfinished other runs of an ordering key."""
         same = self.simulator.same_key(run) if run.flow.ordered and run.order_key else ()
-        unfinished = [each for each in same if each.state not in ENDED]
-        head = min(unfinished, key=lambda each: each.seq, default=None)
-        return head.level if isinstance(head, ControlledRun) else classed.own(run)
+        unfinished = [
+            each for each in same if each.state not in ENDED and isinstance(each, ControlledRun)
+        ]
+        return min(unfinished, key=lambda each: each.arrival, default=None)
 
     # ------------------------------------------------------------ more that is done
 

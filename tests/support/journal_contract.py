@@ -799,6 +799,86 @@ class JournalContract:
             first = await journal.queued_for_key("bill", "order", "a", 9)
             assert [item.seq for item in first] == [runs[2].seq]
 
+    @pytest.mark.parametrize("priority", [None, 1])
+    async def test_a_retried_run_of_an_ordering_key_arrives_again(
+        self, tmp_path: Path, priority: int | None
+    ) -> None:
+        names: dict[int, str] = {}
+
+        async def add(name: str, order_key: str | None, *, starts: bool = False) -> NewRun:
+            state = S.RUNNING if starts else S.QUEUED
+            run = make_run("bill", state, order_key=order_key, keys={"limit": "all"})
+            run.priority = priority
+            await put(journal, run)
+            names[run.seq] = name
+            return run
+
+        async def fails(name: str, order_key: str | None) -> str:
+            run = await add(name, order_key)
+            (claimed,) = await journal.claim([run.seq], now=NOW)
+            await finish(journal, claimed, ended(S.FAILED, error=RunError("E", "no")))
+            return run.id
+
+        async def listed(*, passes: str = "", key: str = "a") -> list[str]:
+            every = await journal.queued("bill", 0, 9, priority)
+            first = every[0].arrival
+            parts = [
+                *await journal.queued("bill", 0, 1, priority),
+                *await journal.queued("bill", first, 9, priority),
+            ]
+            page = await journal.queued_past("bill", 0, 9, {"order": [passes]}, priority)
+            at_limit = await journal.queued_for_key("bill", "limit", "all", 1, 0, priority)
+            at_limit += await journal.queued_for_key("bill", "limit", "all", 9, first, priority)
+            of_key = await journal.queued_for_key("bill", "order", key, 9)
+            assert every == parts == page.runs == at_limit
+            assert of_key == [run for run in every if run.order_key == key]
+            assert page.up_to >= every[-1].arrival
+            asked = [InLine(run.arrival, "bill", None, None) for run in every]
+            asked += [InLine(run.arrival, "bill", "limit", "all") for run in every]
+            asked += [InLine(run.arrival, "bill", "order", key) for run in of_key]
+            numbers = [*range(1, len(every) + 1)]
+            assert await journal.queue_positions(asked) == [
+                *numbers, *numbers, *numbers[: len(of_key)],
+            ]  # fmt: skip
+            return [names[run.seq] for run in every]
+
+        async with self.open(tmp_path) as journal:
+            first, blocking, other = [
+                await fails(name, key) for name, key in (("1", "a"), ("b", "b"), ("n", None))
+            ]
+            for name in "23":
+                await add(name, "a")
+            run = (await journal.retry(first, None, now=at(1))).run
+            assert run.arrival > run.seq
+            assert await listed() == ["2", "3", "1"]
+        async with self.open(tmp_path) as journal:
+            assert await listed() == ["2", "3", "1"]
+            four = await add("4", "a")
+            assert four.seq > run.arrival
+            assert (await journal.retry(blocking, None, blocks=True, now=at(1))).run.seq == 2
+            await journal.retry(other, None, now=at(1))
+            assert await listed() == ["b", "n", "2", "3", "1", "4"]
+            (claimed,) = await journal.claim([1], now=at(2))
+            await journal.cancel(claimed.claim.run_id, now=at(2))
+            await journal.retry(claimed.claim.run_id, None, blocks=True, now=at(2))
+            assert await listed() == ["b", "n", "2", "3", "4", "1"]
+            await claim_all(journal, [1, 2])
+            assert await listed() == ["n", "2", "3", "4"]
+            await journal.rescue(now=at(3))
+            assert await listed() == ["b", "n", "2", "3", "4", "1"]
+
+    async def test_a_retried_run_gets_the_class_of_its_ordering_key(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            runs = [
+                make_run(order_key="a", keys={"order": "a"}, priority=level) for level in (3, 1)
+            ]
+            await put(journal, runs[0])
+            await journal.cancel(runs[0].id, now=NOW)
+            await put(journal, runs[1])
+            await journal.retry(runs[0].id, None, now=at(1))
+            assert [run.seq for run in await journal.queued("bill", 0, 9, 1)] == [2, 1]
+            assert await journal.queued("bill", 0, 9, 3) == []
+
     async def test_queued_runs_that_keys_block_are_passed_over(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             busy, free, none, old, ordered, named, begun = runs = [

@@ -64,9 +64,13 @@ class Operations(Reads, Clearing, Protocol):
         mode: Mode | None = None,
         flow: str | None = None,
         force: bool = False,
+        blocks: bool = False,
         now: datetime,
     ) -> Retried:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it.
+
+        One with an ordering key is queued behind all that are queued, by a new `arrival`. With
+        `blocks` dead letters hold their key (`on_dead="block"`): one of these keeps its place.
 
         It is asked under the `mode` of its flow, which is called `flow` now, as a new run is:
         `Refused` where `skip` would end it. With `force` it is not, and has no key of the mode from

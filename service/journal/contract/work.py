@@ -27,14 +27,14 @@ class Work(RunReads, Writable, Protocol):
     """The life of runs: what is queued and due, claims, outcomes."""
 
     async def queued(
-        self, flow: str, after_seq: int, limit: int, priority: int | None = None
+        self, flow: str, after: int, limit: int, priority: int | None = None
     ) -> list[Queued]:
-        """Return queued runs of a flow, or of one class, in arrival order, after `after_seq`."""
+        """Return queued runs of a flow, or of one class, in arrival order, `after` one."""
 
     async def queued_past(
         self,
         flow: str,
-        after_seq: int,
+        after: int,
         limit: int,
         blocked: Mapping[str, Sequence[str]],
         priority: int | None = None,
@@ -52,10 +52,10 @@ class Work(RunReads, Writable, Protocol):
         rule_id: str,
         key: str,
         limit: int,
-        after_seq: int = 0,
+        after: int = 0,
         priority: int | None = None,
     ) -> list[Queued]:
-        """Return queued runs with this key by a rule in arrival order, after `after_seq`.
+        """Return queued runs with this key by a rule in arrival order, `after` one.
 
         With `priority` only those of one class; a run without one is of the normal class.
 

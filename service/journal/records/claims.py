@@ -110,6 +110,8 @@ class ClaimedRun(NamedTuple):
 class Queued:
     """What the dispatcher holds in memory of a run that is queued or due, and of one it starts.
 
+    `arrival` is its place in the order of the queue: its seq, or a higher number of its own if an
+    operator has queued it again behind the others of its ordering key.
     `claimed` is the run as its first claim finds it, while its event is in memory and need not be
     read again. `is_due` says that the run was scheduled, retrying or waiting before, not queued.
     `begun` says that it was claimed before, `resumes` that it comes back from a wait or for the
@@ -120,6 +122,7 @@ class Queued:
     """
 
     seq: int
+    arrival: int
     id: str
     flow: str
     order_key: str | None
@@ -140,7 +143,7 @@ class Queued:
 
 
 class QueuedPage(NamedTuple):
-    """Queued runs that certain keys do not block, up to a seq; `more` if others may follow it."""
+    """Queued runs that certain keys do not block, up to an arrival; `more` if others may follow."""
 
     runs: list[Queued]
     up_to: int

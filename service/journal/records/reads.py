@@ -58,7 +58,7 @@ MOST_COUNTED = 1000
 class InLine(NamedTuple):
     """A queued run in a line: of its flow or, with a rule, of those with its key by it."""
 
-    run_seq: int
+    arrival: int
     flow: str
     rule_id: str | None
     key: str | None

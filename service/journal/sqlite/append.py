@@ -37,6 +37,7 @@ from .windows import Windows
 _SQL = load("append")
 _UNMATCH = load("windows")["unmatch"]
 _FIRST_RUNS, _LAST_SEQS = _SQL["first_runs"], _SQL["last_seqs"]
+_NOTE_ARRIVAL = _SQL["note_arrival"]
 
 
 class Rows:
@@ -285,6 +286,12 @@ class Intake:
         appended.runs = self.add_runs(rows, new, appended, at, counters)
         self._insert(rows)
         return appended
+
+    def next_arrival(self) -> int:
+        """Return the number of an arrival after all others, for a run that has a seq already."""
+        self.last_run += 1
+        self._connection.execute(_NOTE_ARRIVAL, (self.last_run,))
+        return self.last_run
 
     def _class_of_head(self, rows: Rows, run: NewRun, order_key: str) -> int | None:
         """Return the class of the unfinished runs of an ordering key, else the run's own.

@@ -25,7 +25,7 @@ def queue_positions(connection: apsw.Connection, runs: Sequence[InLine]) -> list
 
 
 def _place(connection: apsw.Connection, run: InLine) -> int:
-    asked: tuple[Any, ...] = (run.flow, run.run_seq, MOST_COUNTED)
+    asked: tuple[Any, ...] = (run.flow, run.arrival, MOST_COUNTED)
     if run.rule_id is None or run.key is None:
         name = "position_in_flow"
     elif run.rule_id == ORDER_RULE:

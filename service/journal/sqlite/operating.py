@@ -78,21 +78,23 @@ class Operating(Calls):
         mode: Mode | None = None,
         flow: str | None = None,
         force: bool = False,
+        blocks: bool = False,
         now: datetime,
     ) -> Retried:
         """Queue a finished run again; `from_step` drops the steps recorded at and after it."""
-        conditions = self._intake.conditions
+        intake = self._intake
         retried: Retried = await self._call(
             lambda connection, counters: retries.retry(
                 connection,
                 counters,
-                conditions,
+                intake,
                 run_id,
                 from_step,
                 now,
                 mode=mode,
                 force=force,
                 flow=flow,
+                blocks=blocks,
             )
         )
         return retried

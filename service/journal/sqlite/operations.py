@@ -147,15 +147,22 @@ def _keep_attempt(connection: apsw.Connection, run: Run, now: datetime) -> None:
 def retry(
     connection: apsw.Connection,
     counters: RunCounters,
+    intake: Intake,
     run_id: str,
     from_step: str | None,
     now: datetime,
+    *,
+    flow: str | None,
+    blocks: bool,
 ) -> Run:
     """Queue a finished run again, without the steps recorded at and after `from_step`.
 
     Open waits start again. A run whose undo has failed only continues its undo. A run that waits
     for its next try, or for that of a step, becomes due now. A step is named by its key, or by its
     task for the first call of it.
+
+    A run with an ordering key is queued behind all others of its flow, which is called `flow` now;
+    a dead letter that `blocks` its key keeps its place.
     """
     run = _run(connection, run_id)
     if run.state not in FINISHED:
@@ -163,17 +170,28 @@ def retry(
     check_transition(run.id, run.state, RunState.QUEUED)
     if run.undo == "failed":
         _undo_again(connection, counters, run, from_step, micros(now))
-        return _run(connection, run_id)
+    else:
+        _start_again(connection, counters, run, from_step, micros(now))
+    if run.order_key is not None:
+        level = run_keys.class_of_key(connection, flow or run.flow, run.order_key)
+        number = None if blocks and run.dead else intake.next_arrival()
+        connection.execute(_SQL["arrive"], (run.seq, number, level))
+    run_keys.add(connection, [run.seq])
+    counters.move(run.state, RunState.QUEUED)
+    return _run(connection, run_id)
+
+
+def _start_again(
+    connection: apsw.Connection, counters: RunCounters, run: Run, from_step: str | None, at: int
+) -> None:
+    """Queue a run as if it were new, with the steps that it keeps."""
     _delete_failure(connection, run)
     if from_step is not None:
         _drop_steps(connection, run, from_step)
     connection.execute(_SQL["delete_waiting_steps"], (run.seq,))
-    connection.execute(_SQL["queue_again"], (run.seq, micros(now)))
-    run_keys.add(connection, [run.seq])
-    counters.move(run.state, RunState.QUEUED)
+    connection.execute(_SQL["queue_again"], (run.seq, at))
     if run.dead:
         counters.add_dead_letters(run.flow, -1)
-    return _run(connection, run_id)
 
 
 def _retry_now(connection: apsw.Connection, run: Run, from_step: str | None, at: int) -> Run:
@@ -202,8 +220,6 @@ def _undo_again(
     _record_failure(connection, run.seq, run.error or RunError(CANCELLED, run.reason or ""), at)
     connection.execute(_SQL["count_deaths"], (run.seq, FAILED, PROCESS_DIED))
     connection.execute(_SQL["queue_undo"], (run.seq, at))
-    run_keys.add(connection, [run.seq])
-    counters.move(run.state, RunState.QUEUED)
     if not run.dead:  # it was dropped
         counters.add_dead_letters(run.flow)
         counters.add_not_undone(run.flow)

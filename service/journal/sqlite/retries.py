@@ -18,7 +18,8 @@ from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.journal.records import Retried
 
 from . import operations, rescue, run_keys
-from .conditions import Conditions, Verdict
+from .append import Intake
+from .conditions import Verdict
 from .counters import RunCounters
 from .older_runs import OlderRuns
 from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
@@ -32,7 +33,7 @@ _RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.id = ?"
 def retry(
     connection: apsw.Connection,
     counters: RunCounters,
-    conditions: Conditions,
+    intake: Intake,
     run_id: str,
     from_step: str | None,
     now: datetime,
@@ -40,6 +41,7 @@ def retry(
     mode: Mode | None,
     force: bool,
     flow: str | None,
+    blocks: bool,
 ) -> Retried:
     """Queue a finished run again as the mode lets it; raises `Refused`.
 
@@ -47,13 +49,16 @@ def retry(
     flow would not find it under the old name.
     """
     before = _run(connection, run_id)
-    again = partial(operations.retry, connection, counters, run_id, from_step, now)
+    again = partial(
+        operations.retry, connection, counters, intake, run_id, from_step, now,
+        flow=flow, blocks=blocks,
+    )  # fmt: skip
     if before is None or mode is None or not _is_new_work(before):
         retried = Retried(run=again())
     elif force:
         retried = Retried(run=_beside_others(connection, again()))
     else:
-        verdict = conditions.of_retry(replace(before, flow=flow or before.flow), mode)
+        verdict = intake.conditions.of_retry(replace(before, flow=flow or before.flow), mode)
         _refuse(before, mode, verdict)
         retried = Retried(run=before)
         OlderRuns(connection, counters, retried, micros(now)).end_for(before, verdict)

@@ -130,6 +130,7 @@ class StoredRun(NamedTuple):
     """What is read of a run and its event."""
 
     seq: int
+    arrival: int
     id: str
     flow: str
     state: str
@@ -160,7 +161,9 @@ class StoredRun(NamedTuple):
     window_seq: int | None
 
 
+_ARRIVAL = "coalesce(r.arrival, r.seq)"
 _EXPRESSIONS = {
+    "arrival": _ARRIVAL,
     "due_at": "iif(r.state = 'scheduled' AND r.due_at IS NULL,"  # when its window fires
     " (SELECT w.due_at FROM windows AS w WHERE w.seq = r.window_seq), r.due_at)",
     "events": "iif(r.window_seq IS NULL, 1,"
@@ -192,6 +195,7 @@ def run_from(values: Sequence[Any]) -> Run:
     row = StoredRun(*values)
     return Run(
         seq=row.seq,
+        arrival=row.arrival,
         id=row.id,
         flow=row.flow,
         state=RunState(row.state),
@@ -227,6 +231,7 @@ class QueuedRow(NamedTuple):
     """What the dispatcher holds of a run that is not running."""
 
     seq: int
+    arrival: int
     id: str
     flow: str
     order_key: str | None
@@ -243,6 +248,7 @@ class QueuedRow(NamedTuple):
 QUEUED_COLUMNS = selected(
     QueuedRow._fields,
     "r",
+    arrival=_ARRIVAL,
     retries_step="r.state = 'retrying' AND EXISTS"
     " (SELECT 1 FROM steps WHERE run_seq = r.seq AND state = 'retrying')",
 )
@@ -259,6 +265,7 @@ def queued_from(values: Sequence[Any]) -> Queued:
     row = QueuedRow(*values)
     return Queued(
         seq=row.seq,
+        arrival=row.arrival,
         id=row.id,
         flow=row.flow,
         order_key=row.order_key,

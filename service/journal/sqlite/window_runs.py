@@ -159,6 +159,7 @@ class WindowEnds:
             return
         queued = Queued(
             seq=run.seq,
+            arrival=run.seq,
             id=run.id,
             flow=run.flow,
             order_key=run.order_key,

@@ -31,6 +31,57 @@ _STRETCH = 100_000
 _MOST_SEARCHED = 8
 """So many keys of a rule are searched for in the text of a run's keys, in half the time that
 reading it takes. No other text can hold `"limit":"a"`: inside a value its quotes are escaped."""
+_NO_END = 2**62
+_QUEUED = f"json_array({QUEUED_COLUMNS}) AS item"
+
+
+def queued_text(*, of_class: bool, which: str = "TRUE") -> str:
+    """Return the query for queued runs of a flow (?1), or of one class (?5), in arrival order.
+
+    After an arrival (?2), up to another (?3), so many (?4). Two indexes are read side by side:
+    runs go by their seq, but for those that have come again.
+    """
+    index = "runs_by_priority" if of_class else "runs_by_state"
+    asked = f"{'r.priority = ?5' if of_class else '?5 IS NULL'} AND ({which})"
+    once, again = (
+        f"SELECT {_QUEUED}, {number} AS arrived FROM runs AS r INDEXED BY {name}"
+        f" WHERE r.state = 'queued' AND r.flow = ?1 AND {number} > ?2 AND {number} <= ?3"
+        f" AND {asked}"
+        for name, number in ((index, "r.seq"), ("runs_by_arrival", "r.arrival"))
+    )
+    return (
+        f"SELECT item FROM ({once} AND r.arrival IS NULL UNION ALL {again}"
+        " ORDER BY arrived LIMIT ?4)"
+    )
+
+
+QUEUED_IN_ORDER = (
+    f"SELECT {_QUEUED} FROM runs AS r INDEXED BY runs_by_order"
+    " WHERE r.state = 'queued' AND r.flow = ?1 AND r.order_key = ?2"
+    " AND coalesce(r.arrival, r.seq) > ?3 ORDER BY coalesce(r.arrival, r.seq) LIMIT ?4"
+)
+"""The queued runs of a flow (?1) and an ordering key (?2), after an arrival (?3), so many (?4)."""
+
+
+def _at_key(keys: str, number: str) -> str:
+    return (
+        f"SELECT {_QUEUED}, {number} AS arrived FROM {keys} CROSS JOIN runs AS r"
+        f" ON r.seq = k.run_seq WHERE k.flow = ?1 AND k.place = ?2 AND k.key = ?3"
+        f" AND {number} > ?4 AND +r.state = 'queued'"
+        " AND (?5 IS NULL OR coalesce(+r.priority, 2) = ?5)"
+    )
+
+
+QUEUED_AT_KEY = (
+    f"SELECT item FROM ({_at_key('run_keys AS k', 'k.run_seq')} AND k.arrival IS NULL UNION ALL"
+    f" {_at_key('run_keys AS k INDEXED BY run_keys_by_arrival', 'k.arrival')}"
+    " ORDER BY arrived LIMIT ?6)"
+)
+"""The queued runs of a flow (?1), or of one class (?5) of it, with a key (?3) by a rule (?2).
+
+After an arrival (?4), so many (?6), in arrival order.
+"""
+
 _WINDOWED = (  # the runs of the windows that an event is in
     "window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
     " WHERE m.event_seq = e.seq"
@@ -77,47 +128,32 @@ class WorkReads(SqliteReader):
         return await self.read(query)
 
     async def queued(
-        self, flow: str, after_seq: int, limit: int, priority: int | None = None
+        self, flow: str, after: int, limit: int, priority: int | None = None
     ) -> list[Queued]:
-        """Return queued runs of a flow, or of one class, in arrival order, after `after_seq`."""
-        if priority is not None:
-            return await self._queued(
-                "r.state = 'queued' AND r.flow = ? AND r.priority = ? AND r.seq > ?"
-                " ORDER BY r.seq LIMIT ?",
-                (flow, priority, after_seq, limit),
-                source="runs AS r INDEXED BY runs_by_priority",
-            )
-        return await self._queued(
-            "r.state = 'queued' AND r.flow = ? AND r.seq > ? ORDER BY r.seq LIMIT ?",
-            (flow, after_seq, limit),
-        )
+        """Return queued runs of a flow, or of one class, in arrival order, `after` one."""
+        text = queued_text(of_class=priority is not None)
+        return await self._read_queued(text, (flow, after, _NO_END, limit, priority))
 
     async def queued_past(
         self,
         flow: str,
-        after_seq: int,
+        after: int,
         limit: int,
         blocked: Mapping[str, Sequence[str]],
         priority: int | None = None,
     ) -> QueuedPage:
         """Return queued runs as `queued` does, but not those that keys block, given by rule."""
-        is_blocked, keys = _blocked(blocked)
-        index, of_class = ("runs_by_state", "") if priority is None else (
-            "runs_by_priority", f" AND r.priority = {priority:d}"
-        )  # fmt: skip
-        text = (
-            f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM runs AS r INDEXED BY {index}"
-            f" WHERE r.state = 'queued' AND r.flow = ?{of_class} AND r.seq > ? AND r.seq <= ?"
-            f" AND (r.token = 0 AND ({is_blocked})) IS NOT TRUE ORDER BY r.seq LIMIT ?"
-        )
+        is_blocked, keys = _blocked(blocked, first=6)
+        passes = f"(r.token = 0 AND ({is_blocked})) IS NOT TRUE"
+        text = queued_text(of_class=priority is not None, which=passes)
 
         def query(connection: apsw.Connection) -> QueuedPage:
-            last = connection.execute(_SQL["last_run"]).get or 0
-            end = min(last, after_seq + _STRETCH)
-            values = (flow, after_seq, end, *keys, limit)
+            last = connection.execute(_SQL["last_arrival"]).get
+            end = min(last, after + _STRETCH)
+            values = (flow, after, end, limit, priority, *keys)
             runs = [queued_from(row) for row in read_all(connection, text, values)]
             is_full = len(runs) == limit
-            return QueuedPage(runs, runs[-1].seq if is_full else end, is_full or end < last)
+            return QueuedPage(runs, runs[-1].arrival if is_full else end, is_full or end < last)
 
         return await self.read(query)
 
@@ -127,22 +163,13 @@ class WorkReads(SqliteReader):
         rule_id: str,
         key: str,
         limit: int,
-        after_seq: int = 0,
+        after: int = 0,
         priority: int | None = None,
     ) -> list[Queued]:
-        """Return queued runs with this key by a rule in arrival order, after `after_seq`."""
+        """Return queued runs with this key by a rule in arrival order, `after` one."""
         if rule_id == ORDER_RULE:
-            return await self._queued(
-                "r.state = 'queued' AND r.flow = ? AND r.order_key = ? AND r.seq > ?"
-                " ORDER BY r.seq LIMIT ?",
-                (flow, key, after_seq, limit),
-            )
-        return await self._queued(
-            "k.flow = ? AND k.place = ? AND k.key = ? AND k.run_seq > ? AND +r.state = 'queued'"
-            " AND (?5 IS NULL OR coalesce(+r.priority, 2) = ?5) ORDER BY k.run_seq LIMIT ?6",
-            (flow, rule_id, key, after_seq, priority, limit),
-            source="run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq",
-        )
+            return await self._read_queued(QUEUED_IN_ORDER, (flow, key, after, limit))
+        return await self._read_queued(QUEUED_AT_KEY, (flow, rule_id, key, after, priority, limit))
 
     async def events_of_runs(self, seqs: Sequence[int]) -> dict[int, Event]:
         """Return the events of runs, by the seq of the run."""
@@ -157,17 +184,14 @@ class WorkReads(SqliteReader):
 
     async def due(self, before: datetime, limit: int) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
-        return await self._queued(
-            "(r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting')"
+        return await self._read_queued(
+            f"SELECT {_QUEUED} FROM runs AS r INDEXED BY runs_due"
+            " WHERE (r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting')"
             " AND r.due_at <= ? ORDER BY r.due_at, r.seq LIMIT ?",
             (micros(before), limit),
-            source="runs AS r INDEXED BY runs_due",
         )
 
-    async def _queued(
-        self, where: str, values: tuple[Any, ...], source: str = "runs AS r"
-    ) -> list[Queued]:
-        text = f"SELECT json_array({QUEUED_COLUMNS}) AS item FROM {source} WHERE {where}"
+    async def _read_queued(self, text: str, values: tuple[Any, ...]) -> list[Queued]:
         return await self.read(
             lambda connection: [queued_from(row) for row in read_all(connection, text, values)]
         )
@@ -234,19 +258,31 @@ class WorkReads(SqliteReader):
         return None if row is None else _ended_event(row)
 
 
-def _blocked(keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str]]:
-    """Return the condition that one of these keys, by rule, blocks a run, and its values."""
-    terms, values = ["FALSE"], []
+def _blocked(keys: Mapping[str, Sequence[str]], first: int) -> tuple[str, list[str]]:
+    """Return the condition that one of these keys, by rule, blocks a run, and its values.
+
+    The `first` of its values has this number.
+    """
+    terms, values = ["FALSE"], list[str]()
+
+    def given(value: str) -> str:
+        values.append(value)
+        return f"?{first + len(values) - 1}"
+
     for rule_id, texts in keys.items():
         if rule_id == ORDER_RULE:
-            terms.append("r.order_key IN (SELECT value FROM json_each(?))")
-            values.append(dump_list(texts))
+            listed = given(dump_list(texts))
+            terms.append(f"r.order_key IN (SELECT value FROM json_each({listed}))")
         elif len(texts) <= _MOST_SEARCHED:
-            terms += ["r.order_key IS NULL AND instr(r.keys, ?)"] * len(texts)
-            values += [dump({rule_id: text})[1:-1] for text in texts]
+            for text in texts:
+                searched = given(dump({rule_id: text})[1:-1])
+                terms.append(f"r.order_key IS NULL AND instr(r.keys, {searched})")
         elif '"' not in rule_id:  # a path of JSON cannot name it
-            terms.append("r.order_key IS NULL AND r.keys ->> ? IN (SELECT value FROM json_each(?))")
-            values += [f'$."{rule_id}"', dump_list(texts)]
+            path, listed = given(f'$."{rule_id}"'), given(dump_list(texts))
+            terms.append(
+                f"r.order_key IS NULL AND r.keys ->> {path} IN"
+                f" (SELECT value FROM json_each({listed}))"
+            )
     return " OR ".join(terms), values
 
 

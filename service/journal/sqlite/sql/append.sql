@@ -17,12 +17,17 @@ HAVING coalesce(max(ordinal), 0) < ?3
     AND EXISTS (SELECT 1 FROM events WHERE seq = ?1);
 
 -- name: last_seqs
--- The highest seqs ever given to an event and a run, the pruned ones included.
+-- The highest seqs ever given to an event and a run, the pruned ones included, and arrivals of runs.
 SELECT
     max(coalesce((SELECT max(seq) FROM events), 0),
         coalesce((SELECT value FROM counters WHERE name = 'events'), 0)),
     max(coalesce((SELECT max(seq) FROM runs), 0),
         coalesce((SELECT value FROM counters WHERE name = 'runs'), 0));
+
+-- name: note_arrival
+-- A number (?1) is given to a run that has a seq already: no other run may get it.
+INSERT INTO counters (name, value) VALUES ('runs', ?1)
+ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value);
 
 -- name: positions
 -- The positions among (trigger, partition) pairs, a JSON array (?1).

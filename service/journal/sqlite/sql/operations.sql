@@ -32,6 +32,11 @@ UPDATE runs SET state = 'queued', priority = coalesce(priority, 2), attempts = 0
     reason = NULL, undo = NULL, cancelled_by = NULL, refused = NULL
 WHERE seq = ?1;
 
+-- name: arrive
+-- A run (?1) of an ordering key is queued again: behind all others by a number (?2), or in its place
+-- without one; in the class (?3) of the others of its key, if there are any.
+UPDATE runs SET arrival = coalesce(?2, arrival), priority = coalesce(?3, priority) WHERE seq = ?1;
+
 -- name: try_step_now
 -- The step of a run (?1) in a state (?2) that waits for its next try has it now.
 UPDATE steps SET result = NULL

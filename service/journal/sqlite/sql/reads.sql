@@ -34,22 +34,28 @@ SELECT key, topic, woken, latest, answer FROM waits
 WHERE run_seq = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key;
 
 -- name: position_in_flow
--- How many queued runs of a flow (?1) are there up to one (?2), at most so many (?3).
-SELECT count(*) FROM (
+-- How many queued runs of a flow (?1) are there up to an arrival (?2), at most so many (?3). Those that
+-- have come again, and later than that, are taken off: the index of the others has them by their seq.
+WITH later (number) AS (
+    SELECT count(*) FROM runs INDEXED BY runs_by_arrival
+    WHERE state = 'queued' AND flow = ?1 AND arrival > ?2 AND seq <= ?2)
+SELECT min(?3, count(*) - (SELECT number FROM later)) FROM (
     SELECT 1 FROM runs INDEXED BY runs_by_state
-    WHERE state = 'queued' AND flow = ?1 AND seq <= ?2 LIMIT ?3);
+    WHERE state = 'queued' AND flow = ?1 AND seq <= ?2 LIMIT ?3 + (SELECT number FROM later));
 
 -- name: position_in_order
--- How many queued runs of a flow (?1) and an ordering key (?4) are there up to one (?2).
+-- How many queued runs of a flow (?1) and an ordering key (?4) are there up to an arrival (?2).
 SELECT count(*) FROM (
     SELECT 1 FROM runs INDEXED BY runs_by_order
-    WHERE state = 'queued' AND flow = ?1 AND order_key = ?4 AND seq <= ?2 LIMIT ?3);
+    WHERE state = 'queued' AND flow = ?1 AND order_key = ?4 AND coalesce(arrival, seq) <= ?2
+    LIMIT ?3);
 
 -- name: position_at_key
--- How many queued runs of a flow (?1) with a key (?4) by a rule (?5) are there up to one (?2).
+-- How many queued runs of a flow (?1) with a key (?4) by a rule (?5) are there up to an arrival (?2).
 SELECT count(*) FROM (
     SELECT 1 FROM run_keys AS k CROSS JOIN runs AS r ON r.seq = k.run_seq
-    WHERE k.flow = ?1 AND k.place = ?5 AND k.key = ?4 AND k.run_seq <= ?2 AND r.state = 'queued'
+    WHERE k.flow = ?1 AND k.place = ?5 AND k.key = ?4 AND k.run_seq <= ?2
+        AND coalesce(k.arrival, k.run_seq) <= ?2 AND r.state = 'queued'
     LIMIT ?3);
 
 -- name: queued_by_flow
@@ -109,9 +115,10 @@ SELECT seq, coalesce(length(result), 0) FROM steps WHERE run_seq = ?1 ORDER BY s
 -- The positions of a trigger (?1), an object.
 SELECT json_group_object(partition, value) FROM positions WHERE trigger = ?1;
 
--- name: last_run
--- The seq of the newest run.
-SELECT max(seq) FROM runs;
+-- name: last_arrival
+-- The highest number that the arrival of a run may have: see `append.last_seqs`.
+SELECT max(coalesce((SELECT max(seq) FROM runs), 0),
+    coalesce((SELECT value FROM counters WHERE name = 'runs'), 0));
 
 -- name: last_recorded_at
 -- The latest instant among the newest event and the newest runs; 0 in an empty journal.

@@ -4,8 +4,8 @@
 
 -- name: add
 -- The keys of runs (?1, a JSON array), as far as they are unfinished.
-INSERT OR IGNORE INTO run_keys (flow, place, key, run_seq)
-SELECT r.flow, k.key, k.value, r.seq
+INSERT OR IGNORE INTO run_keys (flow, place, key, run_seq, arrival)
+SELECT r.flow, k.key, k.value, r.seq, r.arrival
 FROM json_each(?1) AS given CROSS JOIN runs AS r ON r.seq = given.value, json_each(r.keys) AS k
 WHERE k.value IS NOT NULL
     AND (r.state = 'queued' OR r.state = 'running' OR r.state = 'retrying' OR r.state = 'waiting'
