@@ -192,7 +192,8 @@ class _Running:
         argv = [os.fsencode(each) for each in self._argv]
         given = {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
         folder = None if self._command.cwd is None else os.fsencode(self._command.cwd)
-        request = marshal.dumps((argv, given, folder, self._command.grace_seconds))
+        asked = self._command
+        request = marshal.dumps((argv, given, folder, asked.seconds, asked.grace_seconds))
         self._pipes.write(self._control, len(request).to_bytes(8, "big") + request)
         if stdin is not None:
             self._pipes.write(stdin, data, closes=True)
@@ -271,6 +272,8 @@ class _Running:
                 self._pid = int(rest[0])
             elif word == "failed":
                 self._failure = rest[0], int(rest[1])
+            elif word == "timeout":
+                self._end(TimeoutError())
             elif word == "exit":
                 self._status, self._leaves_processes = int(rest[0]), rest[1] == "1"
             else:

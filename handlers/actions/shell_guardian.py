@@ -5,8 +5,9 @@ whose other end only the service holds. When that closes, however the service en
 of the command is killed: its process group, and on Linux also those that left it, since orphans
 become children of the guardian. It says through STATUS what became of the command.
 
-It imports nothing of turnout and little else: it runs beside each command. Not here: output, which
-goes to the service directly, timeouts, and what an exit code means.
+It also ends the command when its time is over: the service may be held up then, by a log that
+nobody reads. It imports nothing of turnout and little else: it runs beside each command. Not here:
+output, which goes to the service directly, and what an exit code means.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ KILL_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
 """How often a group is looked at whose members are not the guardian's children."""
 
+_MOST_SECONDS = 24 * 3600.0
+"""How long `poll` is asked to wait at most: it takes no month."""
+
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 _CAUGHT = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -52,7 +56,7 @@ def main() -> None:
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, *_CAUGHT):
         signal.signal(number, lambda *_: None)
-    argv, env, folder, grace_seconds = _request()
+    argv, env, folder, seconds, grace_seconds = _request()
     prctl = _prctl()
     adopts = prctl is not None and prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     failed, fails = os.pipe()
@@ -66,14 +70,19 @@ def main() -> None:
     for descriptor in (1, 2, stdin):
         os.dup2(null, descriptor)
     os.chdir("/")
-    Guardian(child, status, woken, failed, adopts=adopts, grace_seconds=grace_seconds).watch()
+    Guardian(
+        child, status, woken, failed, adopts=adopts, seconds=seconds, grace_seconds=grace_seconds
+    ).watch()
 
 
-def _request() -> tuple[list[bytes], dict[bytes, bytes], bytes | None, float]:
-    """Return arguments, environment, folder, and the seconds between SIGTERM and SIGKILL."""
+def _request() -> tuple[list[bytes], dict[bytes, bytes], bytes | None, float | None, float]:
+    """Return arguments, environment, folder, the time there is, and that from SIGTERM to SIGKILL.
+
+    Both times are in seconds.
+    """
     size = int.from_bytes(_exactly(8), "big")
-    argv, env, folder, grace_seconds = marshal.loads(_exactly(size))
-    return argv, env, folder, grace_seconds
+    argv, env, folder, seconds, grace_seconds = marshal.loads(_exactly(size))
+    return argv, env, folder, seconds, grace_seconds
 
 
 def _exactly(size: int) -> bytes:
@@ -141,6 +150,7 @@ class Guardian:
         failed: int,
         *,
         adopts: bool,
+        seconds: float | None,
         grace_seconds: float,
     ) -> None:
         self._child = child
@@ -150,6 +160,7 @@ class Guardian:
         self._adopts = adopts
         self._grace_seconds = grace_seconds
         self._ended: int | None = None
+        self._time_over = None if seconds is None else time.monotonic() + seconds
         self._deadline: float | None = None
         self._is_ending = False
         self._is_left = False
@@ -215,12 +226,18 @@ class Guardian:
     def _patience(self) -> float | None:
         """Return for how many milliseconds nothing has to be looked at."""
         if self._deadline is None:
-            return None
-        left = max(0.0, self._deadline - time.monotonic())
+            left = None if self._time_over is None else _left(self._time_over)
+            return None if left is None else min(left, _MOST_SECONDS) * 1000
+        left = min(_left(self._deadline), _MOST_SECONDS)
         return (left if self._adopts else min(left, _LOOK_SECONDS)) * 1000
 
     def _look_at_time(self) -> None:
-        if self._deadline is None or time.monotonic() < self._deadline:
+        if self._deadline is None:
+            if self._time_over is not None and not _left(self._time_over):
+                self._say(b"timeout")
+                self._end()
+            return
+        if _left(self._deadline):
             return
         if self._is_ending:
             self._kill()
@@ -297,6 +314,10 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid) if sys.platform == "linux" else None
     except (OSError, AttributeError):  # an old kernel, or a Python that was built on one
         return None
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _drain(descriptor: int) -> None:

@@ -13,6 +13,8 @@ from contextlib import ExitStack, suppress
 from typing import IO
 
 _PART_BYTES = 64 * 1024
+_MOST_SECONDS = 24 * 3600.0
+"""How long a selector is asked to wait at most: it takes no month."""
 
 
 class Stop:
@@ -85,7 +87,7 @@ class Pipes:
 
     def serve(self, seconds: float | None, failed: Callable[[Exception], None]) -> None:
         """Serve what is ready, waiting that long for it; an error of a taker is `failed`."""
-        for key, _ in self._selector.select(seconds):
+        for key, _ in self._selector.select(seconds and min(seconds, _MOST_SECONDS)):
             if key.events == selectors.EVENT_WRITE:
                 self._write_more(key.fileobj)  # type: ignore[arg-type]  # as it was registered
             elif key.fd not in self._reading:

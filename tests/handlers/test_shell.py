@@ -6,11 +6,13 @@ import asyncio
 import json
 import multiprocessing
 import os
+import select
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from turnout import (
 )
 from turnout.handlers.actions import shell_command, shell_guardian
 from turnout.service.domain.errors import SetupError
+from turnout.service.telemetry.logs import configure
 from turnout.testing import Result, run, serve
 
 pytestmark = pytest.mark.timeout(60)
@@ -483,6 +486,42 @@ def test_a_timeout_ends_what_does_not_listen() -> None:
         answered(STUBBORN, shell=True, timeout="1s", grace="500ms")
     assert time.monotonic() - begun < 10
     assert mark.processes() == []
+
+
+def is_full(pipe: int) -> bool:
+    return not select.select([], [pipe], [], 0)[1]
+
+
+def test_a_log_that_nobody_reads_does_not_delay_a_timeout() -> None:
+    log, blocked = os.pipe()
+    with (
+        os.fdopen(log, "rb") as read,
+        os.fdopen(blocked, "w") as stream,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        undo = configure("json", stream=stream)
+        try:
+            ended = pool.submit(
+                answered, f"yes {'x' * 1500} & {STUBBORN}", shell=True, timeout="2s", grace="100ms"
+            )
+            until(lambda: is_full(blocked), 20, "its output waits for the log")
+            until(lambda: not mark.found(), 20, "its time is over")
+            assert is_full(blocked) and not ended.done()
+        finally:
+            drained = pool.submit(read.read)
+            error = ended.exception(30)
+            undo()
+            stream.close()
+        assert isinstance(error, ShellError) and error.timed_out
+        assert "did not end within 2s" in str(error)
+        assert drained.result(20).count(b"\n") > 10
+
+
+def test_times_of_a_month_and_more_are_no_error() -> None:
+    assert answered(["true"], timeout="90d", grace="90d").exit_code == 0
+    with pytest.raises(ShellError, match="did not end within 1s"):
+        answered("trap 'exit 0' TERM; while :; do sleep 0.05; done", shell=True, timeout="1s",
+                 grace="90d")  # fmt: skip
 
 
 async def test_a_cancel_ends_all_of_it_before_it_is_raised(
