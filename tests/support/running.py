@@ -53,13 +53,15 @@ class Running:
 
     async def all_finished(self) -> list[Run]:
         """Wait until no run is unfinished; return them all, oldest first."""
+        runs: list[Run] = []
 
         async def quiet() -> bool:
-            return not any(self.process.journal.counts()[0].values())
+            if any(self.process.journal.counts()[0].values()):
+                return False
+            runs[:] = await self.process.journal.runs(Filter(limit=10_000))
+            return all(run.state in FINISHED for run in runs)  # they are counted a moment later
 
         await eventually(quiet)
-        runs = await self.process.journal.runs(Filter(limit=10_000))
-        assert all(run.state in FINISHED for run in runs)
         return runs[::-1]
 
 
