@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,7 @@ async def test_a_flow_may_go_on_after_it_and_does_so_again_when_it_is_resumed(
     tmp_path: Path,
 ) -> None:
     heard: list[str] = []
+    ahead = timedelta(0)
 
     @flow(name="shop")
     async def careful(data: dict[str, int]) -> str:
@@ -208,12 +210,16 @@ async def test_a_flow_may_go_on_after_it_and_does_so_again_when_it_is_resumed(
             await emit("order.paid", {"n": 2}, id="o-1")
         except Fail as error:
             heard.append(str(error))
-        await sleep("10ms")
+        await sleep("1h")
         current().log.info("went on")
         return f"{first} {again}"
 
-    async with running(tmp_path, [careful, paid]) as service:
+    async with running(tmp_path, [careful, paid], now=lambda: utc_now() + ahead) as service:
         service.emitter.flows = lambda _event: (careful,)
-        run = await service.finished((await service.send({})).runs[0])
+        run_id = (await service.send({})).runs[0]
+        await service.until(run_id, RunState.WAITING)
+        ahead = timedelta(hours=1)
+        service.process.clock_set()
+        run = await service.finished(run_id)
     assert run.result == b'"o-1 o-1"'
     assert len(heard) == 2 and len(set(heard)) == 1

@@ -116,11 +116,7 @@ async def test_what_an_unfinished_run_may_come_to_wait_for_is_kept(
         )  # fmt: skip
         service.emitter.flows = lambda _event: (waits_late,)
         run_id = (await service.send({"order": "7"})).runs[0]
-
-        async def sleeps() -> bool:
-            return (await service.run(run_id)).state is RunState.WAITING
-
-        await eventually(sleeps)
+        await service.until(run_id, RunState.WAITING)
         at[0] += timedelta(days=1)
         for order in ("7", "8"):
             await process.operator.do(Emit(a_payment(order, at[0])))

@@ -15,7 +15,7 @@ from tests.support import inside
 from turnout.service.app.process import ManualTrigger, Process
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.flow import Flow
-from turnout.service.domain.run import FINISHED, Run
+from turnout.service.domain.run import FINISHED, Run, RunState
 from turnout.service.domain.trigger import Receipt
 from turnout.service.domain.units import utc_now
 from turnout.service.intake.emitter import TriggerEmitter
@@ -50,6 +50,14 @@ class Running:
         run = await self.process.journal.run(run_id)
         assert run is not None
         return run
+
+    async def until(self, run_id: str, state: RunState) -> None:
+        """Wait until a run is in a state on disk."""
+
+        async def is_in_it() -> bool:
+            return (await self.run(run_id)).state is state
+
+        await eventually(is_in_it)
 
     async def all_finished(self) -> list[Run]:
         """Wait until no run is unfinished; return them all, oldest first."""
