@@ -19,7 +19,7 @@ from turnout.service.journal.records import Filter
 
 pytestmark = pytest.mark.slow
 
-RUNS = 400  # more than a window of the queue holds
+RUNS = 300  # more than a window of the queue holds
 DELAY = timedelta(milliseconds=50)
 POLICY = retry(1000, delay=DELAY, factor=1, jitter=False)
 
