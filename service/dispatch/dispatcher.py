@@ -222,7 +222,7 @@ class Dispatcher(DispatcherStatus):
             if self._stopping:
                 self._work.set()
         elif run.state is RunState.QUEUED:
-            self._scheduler.queue(run.flow).discard_arriving(run)
+            self._scheduler.not_written(run)
 
     def start_or_enqueue(
         self,

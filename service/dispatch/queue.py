@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 
 from turnout.service.domain.waiting import Cause
@@ -19,6 +19,7 @@ from turnout.service.flowcontrol.priority import CLASSES, NORMAL
 from turnout.service.journal.records import NewRun, Queued
 
 from . import memory
+from .arriving import Arriving
 from .blocked import ORDER, Blocked, Key, Wakeups, blocked_at, order_key
 from .head import Head
 from .memory import Memory
@@ -36,7 +37,8 @@ class Queue:
     journal, or while `due_unread`: due runs may be in the journal only, and go before others. While
     a throttle holds the whole flow (`held_until`), only runs that resume start. `starting` counts
     the runs being written as running, `refused_by` is what refused the last run that found no other
-    one before it. `ended` are the seqs of runs in memory that have ended.
+    one before it. `ended` are the seqs of runs in memory that have ended. `awaits_newest`: the next
+    run is not asked until the write of a newer one, which takes its place, is done.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -50,10 +52,11 @@ class Queue:
         self.held_until: datetime | None = None
         self.blocked = Blocked()
         self.ended: set[int] = set()
+        self.awaits_newest = False
         self.classed = False
         self._memory = shared
         self._changes = 0
-        self._arriving: dict[str, NewRun] = {}  # being written as queued, by id
+        self._arriving = Arriving()
         self._epoch = 0  # rows read before the last `clear` are ignored
         self._heads = {NORMAL: Head(shared)}
 
@@ -138,6 +141,20 @@ class Queue:
             return False
         return not any(map(_IS_BUSY, self._heads.values()))
 
+    def _is_newest(self, run: NewRun) -> bool:
+        """Whether a new run takes the place of every run that waits for its turn."""
+        if self.stopped or self.held_until is not None:
+            return False
+        heads = self._heads.values()
+        if any(head.unread or head.reading for head in heads):
+            return False
+        waiting = chain.from_iterable(head.runs() for head in heads)
+        return self._arriving.all_outdated_by(run, waiting)
+
+    def is_outdated(self, run: Queued) -> bool:
+        """Whether a newer run, which is being written, takes the place of a queued one."""
+        return self._arriving.outdates(run)
+
     @property
     def empty(self) -> bool:
         """Whether there is no run to start, in memory or, as far as is known, in the journal."""
@@ -171,7 +188,8 @@ class Queue:
         """
         run.flow = self.flow  # the flow may have been renamed since the run was made
         has_keys = run.order_key is not None or self.gates.declared
-        if self.idle and not (has_keys and self._is_behind(run)):
+        goes_first = self.idle or (run.conditions is not None and self._is_newest(run))
+        if goes_first and not (has_keys and self._is_behind(run)):
             refusal = self.gates.admit(run, now)
             if refusal is None:
                 self.starting += 1
@@ -186,7 +204,7 @@ class Queue:
         run.flow = self.flow
         if self.classed and run.priority is None:
             run.priority = NORMAL  # it was made before a reload declared classes
-        self._arriving[run.id] = run
+        self._arriving.add(run)
 
     def _is_behind(self, run: NewRun) -> bool:
         """Whether an older run is blocked by a key of this one."""
@@ -211,11 +229,11 @@ class Queue:
 
     def discard_arriving(self, run: NewRun) -> None:
         """Forget a run that was not written as queued after all."""
-        self._arriving.pop(run.id, None)
+        self._arriving.remove(run.id)
 
     def arrived(self, new: NewRun | Queued, run: Queued) -> None:
         """Add a run that was just written as queued."""
-        self._arriving.pop(new.id, None)
+        self._arriving.remove(new.id)
         head = self._head_of(run)
         if self.gates.lacks_keys(run):  # it was routed before a reload declared the rule
             head.unread = True
@@ -477,9 +495,9 @@ class Queue:
 
     def take_over(self, other: Queue, now: datetime) -> None:
         """Take over what runs and arrives of a flow that has been renamed to this one."""
-        for run in (*other.gates.inside.values(), *other._arriving.values()):
+        for run in (*other.gates.inside.values(), *other._arriving):
             run.flow = self.flow
         self.gates.take_over(other.gates, now)
-        self._arriving.update(other._arriving)
+        self._arriving.take_over(other._arriving)
         self.starting += other.starting
-        other._arriving, other.starting = {}, 0
+        other.starting = 0

@@ -204,8 +204,22 @@ class Scheduler:
         if queue.held_until is not None:
             return
         self._active[queue.level_of(run)][queue.flow] = queue
-        if self._slots.free > 0:
+        if queue.awaits_newest:
+            self._awaited(queue)
+        elif self._slots.free > 0:
             self.work.set()
+
+    def not_written(self, run: NewRun) -> None:
+        """Count a run no more that was not written as queued after all."""
+        queue = self._queues[run.flow]
+        queue.discard_arriving(run)
+        if queue.awaits_newest:
+            self._awaited(queue)
+
+    def _awaited(self, queue: Queue) -> None:
+        """Ask a queue again that has waited for a newer run to be written."""
+        queue.awaits_newest = False
+        self.activate(queue)
 
     def started(self, flow: str) -> None:
         """Note that a run of a flow has started on insert."""
@@ -279,6 +293,9 @@ class Scheduler:
             return False
         if queue.ended and queue.drop_ended(run, level):
             return True
+        if queue.is_outdated(run):
+            queue.awaits_newest = True
+            return self._deactivate(queue, level)
         timeout = queue.gates.start_timeout
         if timeout is not None and is_late(run, timeout, now):
             self.late.append(Late(queue.flow, queue.head(level).take(), timeout))

@@ -9,6 +9,7 @@ from tests.support.gates import declare
 from turnout.service.dispatch.blocked import Blocked, Key
 from turnout.service.dispatch.memory import WINDOW, Memory
 from turnout.service.dispatch.queue import Queue
+from turnout.service.domain.conditions import Conditions
 from turnout.service.domain.run import RunState
 from turnout.service.flowcontrol.admission import Admission, FlowGates
 from turnout.service.flowcontrol.limit import limit
@@ -76,6 +77,49 @@ def test_a_new_run_starts_on_insert_only_when_nothing_older_waits() -> None:
     arrive(queue, 3)
     assert not queue.reserve(new(4), NOW)
     assert queue.waiting == 2
+
+
+def newest(seq: int, key: str = "a") -> NewRun:
+    run = new(seq)
+    run.keys, run.conditions = {"mode": key, "limit": None}, Conditions(mode="latest")
+    return run
+
+
+def outdated(seq: int, key: str = "a") -> Queued:
+    run = queued(seq)
+    run.keys = {"mode": key, "limit": None}
+    return run
+
+
+def test_a_run_is_outdated_while_a_newer_one_is_written_that_takes_its_place() -> None:
+    queue = fresh()
+    first, other = outdated(1), outdated(2, "b")
+    read(queue, [first, other])
+    assert not queue.is_outdated(first)
+    queue.expect(newest(3))
+    assert queue.is_outdated(first)
+    assert not queue.is_outdated(other)
+    queue.expect(newest(4))
+    queue.discard_arriving(newest(3))
+    assert queue.is_outdated(first)
+    first.begun = True
+    assert not queue.is_outdated(first), "an operator has queued it again"
+    first.begun = False
+    queue.arrived(newest(4), outdated(4))
+    assert not queue.is_outdated(first)
+
+
+def test_a_new_run_starts_on_insert_when_all_that_wait_are_outdated_by_it() -> None:
+    queue = fresh()
+    read(queue, [outdated(1)])
+    queue.expect(newest(2))
+    assert not queue.reserve(newest(3, "b"), NOW), "those of another key wait for their turn"
+    queue.discard_arriving(newest(3, "b"))
+    assert not queue.reserve(new(4), NOW), "it ends none"
+    queue.discard_arriving(new(4))
+    assert queue.reserve(newest(5), NOW)
+    read(queue, [outdated(6, "b")])
+    assert not queue.reserve(newest(7), NOW)
 
 
 def test_a_new_run_never_waits_with_its_key_but_takes_it_with_a_slot() -> None:

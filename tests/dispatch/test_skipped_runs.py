@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,37 @@ async def test_of_many_outdated_runs_only_the_newest_is_in_memory_and_claimed(
         await service.all_finished()
         assert started[-1] == MANY - 1
         assert len(claims) <= MANY / 10, "none for most of the runs, which never start"
+
+
+async def test_no_run_is_claimed_in_vain_while_newer_ones_keep_coming(tmp_path: Path) -> None:
+    """A claim behind the write of a newer run finds nothing: none would start before a lull."""
+    may_end, started = asyncio.Event(), []
+    in_vain: list[int] = []
+
+    @flow(mode="latest")
+    async def work(event: Event) -> None:
+        started.append(event.data)
+        await may_end.wait()
+
+    async with running(tmp_path, [work]) as service:
+        claim = service.process.journal.claim
+
+        async def claiming(seqs: Sequence[int], **rest: Any) -> Any:
+            claimed = await claim(seqs, **rest)
+            in_vain.extend({*seqs} - {run.claim.run_seq for run in claimed})
+            return claimed
+
+        service.process.journal.claim = claiming  # type: ignore[method-assign]
+        service.process.dispatcher.pause("work")
+        await service.send(0)
+        service.process.dispatcher.resume("work")
+        for number in range(1, MANY):
+            await service.send(number)
+        assert len(started) == 1, "it has not waited for a lull"
+        may_end.set()
+        await service.all_finished()
+    assert started[-1] == MANY - 1
+    assert in_vain == []
 
 
 class Began:
