@@ -46,6 +46,7 @@ from turnout.service.steps.polling import drop_left
 from turnout.service.steps.recording import write_last_marks
 from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
+from turnout.service.steps.wait import close_left
 from turnout.service.telemetry.metrics import Metrics
 
 from .dependency_outcome import dependency_outcome
@@ -164,6 +165,8 @@ class Executor:
                 await context.pending_calls.end(patiently=_suspended(context) is not None)
             if run.polls or context.polls:
                 await drop_left(context)
+            if context.ended_by:
+                await close_left(context)
         return encode_returned(
             value,
             flow.binding.returns,

@@ -28,9 +28,9 @@ from turnout.service.governance import secrets
 from turnout.service.journal.records import SLEEP, Opening, StepRecord
 
 from .author_code import where
-from .context import current
+from .context import RunContext, current
 from .durable_wait import Came, Wait, begun, host_of, refuse_thread, scope_for, to_its_end
-from .recording import store
+from .recording import durable, store
 from .scope import here
 from .services import LeavesOut
 from .step import StepCall
@@ -40,6 +40,8 @@ Match = Mapping[str, object] | Callable[[Event], bool]
 """Which events end a wait: fields that must be equal (fast with many runs), or a function."""
 
 _PAGE = 200
+_OF_EVENTS = "event:"
+"""How the topics of awaited events begin."""
 
 
 # ---------------------------------------------------------------- time
@@ -134,7 +136,7 @@ class Sleep(Wait[None]):
 
 def event_topic(name: str, fields: Mapping[str, str]) -> str:
     """Return the topic of events awaited under `name` whose fields have these values."""
-    return "event:" + orjson.dumps([name, sorted(fields.items())]).decode()
+    return _OF_EVENTS + orjson.dumps([name, sorted(fields.items())]).decode()
 
 
 def wait_for(
@@ -274,6 +276,29 @@ async def _find(
                 return event, after
         if len(page) < _PAGE:
             return None, after
+
+
+async def close_left(context: RunContext) -> None:
+    """Close the waits for events that a suspended run does not wait for any more.
+
+    Branches that another one has ended have left them open: an event would run the flow for
+    nothing. Their records stay, so that a branch that runs again opens its wait again.
+    """
+    suspended, services = None if context.root is None else context.root.suspended, context.services
+    if suspended is None or services is None or not context.attempt_state.has_waits:
+        return
+    claim = context.claimed.claim
+    rows = await services.journal.waits(claim.run_seq)
+    left = [
+        row.key
+        for row in rows
+        if row.topic.startswith(_OF_EVENTS) and row.key not in suspended.waits
+    ]
+    if left:
+        await durable(
+            context,
+            lambda: services.journal.record_waits(claim, (), closes=left, now=services.now()),
+        )
 
 
 def _taken(call: StepCall) -> set[tuple[str, str, str]]:

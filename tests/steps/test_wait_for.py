@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,40 @@ async def test_a_wait_whose_branch_was_given_up_wakes_nobody(tmp_path: Path) -> 
     async with running(tmp_path, [abandons]) as service:
         run = await service.finished((await service.send()).runs[0])
     assert orjson.loads(run.result or b"") == "went on"
+
+
+bodies: list[str] = []
+
+
+@flow(awaits=[paid])
+async def goes_on_without(data: dict[str, Any]) -> str:
+    bodies.append("body")
+    with suppress(ConnectionError):
+        await gather(
+            wait_for(paid, match={"order": data["id"]}), wait_for(paid, match=_is_any), _fails()
+        )
+    event = await wait_for(paid, match={"order": "other"})
+    return f"went on with {event.data['order']}"
+
+
+def _is_any(event: Event) -> bool:
+    return True
+
+
+async def test_an_event_that_no_branch_waits_for_any_more_does_not_run_the_flow(
+    tmp_path: Path,
+) -> None:
+    bodies.clear()
+    async with running(tmp_path, [goes_on_without]) as service:
+        run_id = (await service.send({"id": 1})).runs[0]
+        await is_waiting(service, run_id)
+        run = await service.run(run_id)
+        waits = await service.process.journal.waits(run.seq)
+        assert [wait.key for wait in waits] == ["wait_for#3"], "of the branches none is open"
+        await pay(service, 1)
+        run = await service.run(run_id)
+        assert (run.state, run.due_at, bodies) == (RunState.WAITING, None, ["body"])
+        await pay(service, "other")
+        run = await service.finished(run_id)
+        assert orjson.loads(run.result or b"") == "went on with other"
+    assert bodies == ["body"] * 2

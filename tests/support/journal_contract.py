@@ -1573,6 +1573,8 @@ class JournalContract:
             stale = claim._replace(token=claim.token + 1)
             with pytest.raises(ClaimLost):
                 await journal.record_waits(stale, race, closes=names, now=NOW)
+            with pytest.raises(ClaimLost):
+                await journal.record_waits(stale, [], closes=names, now=NOW)
             assert len(await journal.waits(claim.run_seq)) == 1, "nothing of it is written"
             dropped = replace(race[0], state="dropped", finished_at=NOW)
             chosen = step("first#1", result=b'{"which":1}', finished_at=NOW)

@@ -95,7 +95,7 @@ class Steps(RunReads, Protocol):
         closes: Collection[str] = (),
         now: datetime,
     ) -> Future[list[Run]]:
-        """Record several steps, and open and close their waits, in one transaction.
+        """Record several steps, or none, and open and close waits, in one transaction.
 
         `openings` and `closes` are by the key of the step. The unfinished children that a closed
         wait was for are cancelled, as `cancel` does, and returned. Raises what `record_step` does.

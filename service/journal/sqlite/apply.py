@@ -296,6 +296,8 @@ class Batch:
         now: datetime,
     ) -> list[Run]:
         """Write steps with the waits they open and close; returns the cancelled children."""
+        if not steps:
+            self._check_claim(claim)
         for step in steps:
             self._record_steps([step], counters)
         for key, opening in openings.items():
