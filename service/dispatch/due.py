@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from turnout.service.journal.contract import Work
+from turnout.service.journal.records import Queued
 
 from .filling import Filling
 from .scheduling import Scheduler
@@ -50,26 +51,39 @@ class DueRuns:
         """Add runs to their queues as they become due, until cancelled."""
         while True:
             self._recheck.clear()
-            before, unread = self._scheduler.known_due | self.orphans, self._scheduler.unread_due()
-            read_at = self._now()
-            rows = await self._journal.due(read_at, len(before) + BATCH)
-            # A run claimed during the read is still in its answer.
-            known = self._scheduler.known_due | before
-            fresh = [row for row in rows if row.seq not in known]
-            for row in fresh:
-                queue = self._scheduler.find(row.flow)
-                if queue is None:
-                    self.orphans.add(row.seq)
-                else:
-                    for complete in await self._filling.complete(queue, [row]):
-                        self._scheduler.add_due(complete, queue)
-            self._scheduler.due_read(unread)
-            if fresh:
-                continue
-            seconds = await self._seconds_until_next(read_at, KNOWN_PAUSE_SECONDS if rows else None)
+            unread, read_at = self._scheduler.unread_due(), self._now()
+            found = await self._read(read_at)
+            self._scheduler.due_read(unread)  # now that all are known: the last may be their first
+            seconds = await self._seconds_until_next(
+                read_at, KNOWN_PAUSE_SECONDS if found else None
+            )
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancel
                     await self._recheck.wait()
+
+    async def _read(self, read_at: datetime) -> bool:
+        """Add every run that is due by an instant and not known; whether any run is due.
+
+        A queue that is cleared meanwhile is read again: `due_lost`.
+        """
+        # A run that is claimed during a read is still in its answer.
+        known, last = self._scheduler.known_due | self.orphans, None
+        while True:
+            rows = await self._journal.due(read_at, BATCH, after=last)
+            for row in rows:
+                if row.seq not in known:
+                    await self._add(row)
+            if len(rows) < BATCH:
+                return last is not None or bool(rows)
+            last = rows[-1]
+
+    async def _add(self, row: Queued) -> None:
+        queue = self._scheduler.find(row.flow)
+        if queue is None:
+            self.orphans.add(row.seq)
+            return
+        for complete in await self._filling.complete(queue, [row]):
+            self._scheduler.add_due(complete, queue)
 
     async def _seconds_until_next(self, read_at: datetime, at_most: float | None) -> float:
         due_at = await self._journal.next_due_at(read_at)

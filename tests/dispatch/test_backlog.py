@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,12 +84,12 @@ async def test_a_run_claimed_while_due_runs_are_read_is_not_queued_twice(
         read = service.process.journal.due
         before: list[list[Queued]] = []
 
-        async def read_slowly(at: datetime, limit: int) -> list[Queued]:
+        async def read_slowly(at: datetime, limit: int, **after: Any) -> list[Queued]:
             if before:  # a later read that still answers as of before the claim
                 await awake.wait()
                 asyncio.get_running_loop().call_later(0.02, gate.set)
                 return before.pop()
-            found = await read(at, limit)
+            found = await read(at, limit, **after)
             if found and not awake.is_set():
                 before.append(found)
             return found

@@ -15,7 +15,12 @@ from turnout.service.journal.sqlite import dedupe, events, outcomes, positions, 
 from turnout.service.journal.sqlite.bulk import LONGEST_CACHED, BulkStatement
 from turnout.service.journal.sqlite.connection import open_for_writing
 from turnout.service.journal.sqlite.statements import load
-from turnout.service.journal.sqlite.work_reads import QUEUED_AT_KEY, QUEUED_IN_ORDER, queued_text
+from turnout.service.journal.sqlite.work_reads import (
+    DUE,
+    QUEUED_AT_KEY,
+    QUEUED_IN_ORDER,
+    queued_text,
+)
 
 ROOM = Path(str(sqlite.__file__)).parent
 FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
@@ -102,7 +107,8 @@ def test_a_start_walks_over_no_open_window_and_no_run_of_a_served_flow(
     assert not any(each.startswith(("SCAN windows", "SCAN runs")) for each in steps), steps
 
 
-QUEUED = {
+IN_ORDER = {
+    DUE: ("runs_due (due_at=? AND rowid>?)", "runs_due (due_at>? AND due_at<?)"),
     queued_text(of_class=False): (
         "runs_by_state (state=? AND flow=? AND rowid>?",
         "runs_by_arrival",
@@ -116,8 +122,8 @@ QUEUED = {
 }
 
 
-@pytest.mark.parametrize(("text", "indexes"), QUEUED.items(), ids=range(len(QUEUED)))
-def test_queued_runs_are_read_in_their_order_from_indexes(
+@pytest.mark.parametrize(("text", "indexes"), IN_ORDER.items(), ids=range(len(IN_ORDER)))
+def test_runs_are_read_in_their_order_from_indexes(
     journal: apsw.Connection, text: str, indexes: Sequence[str]
 ) -> None:
     rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()

@@ -664,7 +664,9 @@ class JournalContract:
                 await put(journal, make_run(state=S.SCHEDULED, due_at=at(seconds)))
             assert await journal.next_due_at() == at(10)
             assert [item.due_at for item in await journal.due(at(25), 9)] == [at(10), at(20)]
-            assert len(await journal.due(at(99), 1)) == 1
+            (first,) = await journal.due(at(99), 1)
+            (second,) = await journal.due(at(99), 1, after=first)
+            assert (first.due_at, second.due_at) == (at(10), at(20))
 
     async def test_words_no_encoding_holds_do_not_stop_an_outcome(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

@@ -83,8 +83,13 @@ class Work(RunReads, Writable, Protocol):
         Queued runs of theirs that have none are of the normal class from now on.
         """
 
-    async def due(self, before: datetime, limit: int) -> list[Queued]:
-        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
+    async def due(
+        self, before: datetime, limit: int, *, after: Queued | None = None
+    ) -> list[Queued]:
+        """Return scheduled, retrying and waiting runs due by `before`, the earliest due first.
+
+        Those that come `after` one of them, where it is given.
+        """
 
     async def next_due_at(self, after: datetime | None = None) -> datetime | None:
         """Return when the next scheduled, retrying or waiting run is due, `after` an instant."""

@@ -82,6 +82,24 @@ QUEUED_AT_KEY = (
 After an arrival (?4), so many (?6), in arrival order.
 """
 
+
+def _due(after: str) -> str:
+    return (
+        f"SELECT {_QUEUED}, r.due_at AS at, r.seq AS seq FROM runs AS r INDEXED BY runs_due"
+        " WHERE (r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting')"
+        f" AND r.due_at <= ?1 AND {after}"
+    )
+
+
+DUE = (
+    f"SELECT item FROM ({_due('r.due_at = ?2 AND r.seq > ?3')} UNION ALL {_due('r.due_at > ?2')}"
+    " ORDER BY at, seq LIMIT ?4)"
+)
+"""The runs that are due at an instant (?1), after one (?2, ?3), so many (?4).
+
+In two parts, so that of thousands that are due at one instant none is looked at twice.
+"""
+
 _WINDOWED = (  # the runs of the windows that an event is in
     "window_events AS m CROSS JOIN runs AS r ON r.window_seq = m.window_seq"
     " WHERE m.event_seq = e.seq"
@@ -182,14 +200,15 @@ class WorkReads(SqliteReader):
         )
         return {seq: event_from(row) for seq, *row in found}
 
-    async def due(self, before: datetime, limit: int) -> list[Queued]:
+    async def due(
+        self, before: datetime, limit: int, *, after: Queued | None = None
+    ) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
-        return await self._read_queued(
-            f"SELECT {_QUEUED} FROM runs AS r INDEXED BY runs_due"
-            " WHERE (r.state = 'scheduled' OR r.state = 'retrying' OR r.state = 'waiting')"
-            " AND r.due_at <= ? ORDER BY r.due_at, r.seq LIMIT ?",
-            (micros(before), limit),
-        )
+        last = (-1, 0)
+        if after is not None:
+            assert after.due_at is not None  # it was returned here
+            last = micros(after.due_at), after.seq
+        return await self._read_queued(DUE, (micros(before), *last, limit))
 
     async def _read_queued(self, text: str, values: tuple[Any, ...]) -> list[Queued]:
         return await self.read(
