@@ -6,6 +6,7 @@ import asyncio
 import shlex
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.support.program import turnout
@@ -67,6 +68,17 @@ def _make_journal(folder: Path, *, damaged: bool) -> None:
     if damaged:
         file = journal_folder(folder) / FILE_NAME
         content = bytearray(file.read_bytes())
-        for page in range(len(content) // _PAGE // 4, len(content) // _PAGE * 3 // 4, 3):
+        whole = _pages_of_schema(file)  # without it nothing of a journal can be opened
+        damaged_pages = range(len(content) // _PAGE // 4, len(content) // _PAGE * 3 // 4, 3)
+        for page in (each for each in damaged_pages if each not in whole):
             content[page * _PAGE : (page + 1) * _PAGE] = b"\xaa" * _PAGE
         file.write_bytes(content)
+
+
+def _pages_of_schema(file: Path) -> set[int]:
+    """Return the pages that say which tables and indexes there are, from 0."""
+    connection = apsw.Connection(str(file))
+    rows = connection.execute("SELECT pageno - 1 FROM dbstat WHERE name = 'sqlite_schema'")
+    pages = {int(row[0]) for row in rows}
+    connection.close()
+    return pages
