@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+MAX_TYPE_CHARACTERS = 256
 EMITTERS = frozenset({"api", "emit"})
 """The triggers of emitted events, which start flows by their type: the API, and running flows."""
 
@@ -28,6 +29,37 @@ def pattern_of(name: str) -> str | None:
 def is_pattern(event_type: str) -> bool:
     """Whether the text stands for several types."""
     return "*" in event_type
+
+
+def problem_of_type(event_type: str, example: str) -> str | None:
+    """Return why no flow emits a type or listens to it, None if flows may; `example` shows how.
+
+    CloudEvents ask for no more than a text that is not empty: events from outside may have others.
+    """
+    if not event_type or not event_type.isprintable() or " " in event_type:
+        return f"a type is one word, as in {example}"
+    if len(event_type) > MAX_TYPE_CHARACTERS:
+        return f"a type has at most {MAX_TYPE_CHARACTERS} characters"
+    return None
+
+
+def problem_of_emit(event_type: str) -> str | None:
+    """Return what is wrong with a call `emit(event_type, …)`, None if nothing is."""
+    problem = problem_of_type(event_type, 'emit("order.paid", data)')
+    if problem is None:
+        return None
+    return f"emit({_shown(event_type)}): {problem}, and no flow can listen to another"
+
+
+def problem_of_event(event_type: str) -> str | None:
+    """Return what is wrong with a trigger `event(event_type)`, None if nothing is."""
+    problem = problem_of_type(event_type, 'event("com.example.order.paid")')
+    problem = problem or problem_of(event_type)
+    return None if problem is None else f"event({_shown(event_type)}): {problem}"
+
+
+def _shown(event_type: str) -> str:
+    return f"{event_type!r}" if len(event_type) <= MAX_TYPE_CHARACTERS else f"{event_type[:32]!r}…"
 
 
 def problem_of(pattern: str) -> str | None:

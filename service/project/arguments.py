@@ -15,6 +15,7 @@ from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.event_types import problem_of_emit
 from turnout.service.domain.pending import Pending, problem_of_check
 from turnout.service.domain.task import Task
 from turnout.service.domain.units import is_duration, parse_duration, parse_size
@@ -104,11 +105,9 @@ class _Visitor(SourceVisitor):
                 node, f'wait_for({said!r}) waits for a trigger: write wait_for(event("{said}")), '
                 "and the same in awaits= of the flow",
             )  # fmt: skip
-        if name == "emit" and isinstance(said, str) and len(said.split()) != 1:
-            self.report(
-                node, f"emit({said!r}): a type is one word, as in emit(\"order.paid\", data), and "
-                "no flow can listen to another",
-            )  # fmt: skip
+        problem = problem_of_emit(said) if name == "emit" and isinstance(said, str) else None
+        if problem is not None:
+            self.report(node, problem)
         if name == "approval" and isinstance(options.get("fields"), ast.Dict):
             self.report(
                 node, "approval(fields=…) takes a class, such as a pydantic model or a dataclass, "

@@ -15,6 +15,7 @@ import orjson
 from turnout.service.domain import foreign
 from turnout.service.domain.errors import TooManyRuns
 from turnout.service.domain.event import NO_BODY, Event, mint_id
+from turnout.service.domain.event_types import problem_of_emit
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
@@ -39,14 +40,15 @@ def emit(
     the runs that wait for it. The step and the event are stored together, so the event is emitted
     once, whatever crashes. At most 16 events may lead to one another.
 
-    * `event_type`: the type, such as `"order.paid"`
+    * `event_type`: the type, such as `"order.paid"`: one word, of at most 256 characters
     * `data`: the event's data, stored as JSON; without it the event has no body
     * `subject`: what the event is about, the CloudEvents attribute
     * `id`: an id of your own: the same event emitted again under it starts nothing
 
     Raises `NotKept` where JSON would lose something (NaN, a masked secret, an excluded field),
-    `Fail` for another type, subject or data under an id that was used, and `Overloaded` when the
-    queue of a flow it starts (`max_queued=`), or that of all, stays full for 10 seconds.
+    `Fail` for another type, subject or data under an id that was used, `ValueError` for what is no
+    type, and `Overloaded` when the queue of a flow it starts (`max_queued=`), or that of all, stays
+    full for 10 seconds.
 
     ```python
     from turnout import emit, event, flow
@@ -65,10 +67,13 @@ def emit(
     scope = scope_for("emit")
     texts: dict[str, object] = {"event_type": event_type, "subject": subject, "id": id}
     for name, value in texts.items():
-        if not isinstance(value, str | None) or (name == "event_type" and not value):
+        if not isinstance(value, str if name == "event_type" else str | None):
             raise TypeError(f"emit({name}={value!r}): write text, such as str(…)")
         foreign.refuse_unstorable(f"emit({name}=…)", value or "")
         secrets.refuse_live(value, f"emit({name}=…)")
+    problem = problem_of_emit(event_type)
+    if problem is not None:
+        raise ValueError(problem)
     said = (event_type, subject, id) if data is NO_BODY else (event_type, subject, id, data)
     call = StepCall(_EMIT, scope, scope.next_key("emit"), said, {})
     return to_await(_emit(call, event_type, data, subject, id), "emit")

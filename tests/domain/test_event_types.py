@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.service.domain.event_types import have_common_type, matches
+from turnout.service.domain.event_types import (
+    MAX_TYPE_CHARACTERS,
+    have_common_type,
+    matches,
+    problem_of_emit,
+    problem_of_event,
+)
 
 
 @pytest.mark.parametrize(
@@ -100,3 +106,24 @@ def test_a_type_that_two_patterns_match_is_in_common(
     patterns, event_type = (".".join(one), ".".join(other)), ".".join(words)
     if all(matches(pattern, event_type) for pattern in patterns):
         assert have_common_type(*patterns)
+
+
+@pytest.mark.parametrize("event_type", ["order.paid", "a", "x" * MAX_TYPE_CHARACTERS, "größe"])
+def test_what_is_a_type_may_be_emitted_and_listened_to(event_type: str) -> None:
+    assert problem_of_emit(event_type) is problem_of_event(event_type) is None
+
+
+@pytest.mark.parametrize("event_type", ["", "a b", " a", "a\n", "a\u00a0b"])
+def test_a_type_is_one_word_whoever_says_it(event_type: str) -> None:
+    assert problem_of_emit(event_type) == (
+        f'emit({event_type!r}): a type is one word, as in emit("order.paid", data), and no flow '
+        "can listen to another"
+    )
+    assert problem_of_event(event_type) == (
+        f'event({event_type!r}): a type is one word, as in event("com.example.order.paid")'
+    )
+
+
+def test_a_long_type_is_told_by_its_beginning() -> None:
+    told = f"emit({'x' * 32!r}…): a type has at most 256 characters"
+    assert str(problem_of_emit("x" * 257)).startswith(told)

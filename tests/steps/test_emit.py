@@ -15,6 +15,8 @@ from turnout import (
     sleep,
 )
 from turnout.service.domain.event import Event
+from turnout.service.domain.event_types import problem_of_emit
+from turnout.service.journal.records import Filter
 
 from .waiting_runs import nothing_done
 
@@ -62,3 +64,17 @@ async def test_events_that_cause_each_other_end_as_a_cycle(tmp_path: Path) -> No
         (last,) = await service.process.journal.event(orjson.loads(runs[-1].result or b""))
     assert len(runs) == 17
     assert [decision["reason"] for decision in last.decisions] == ["cycle"]
+
+
+@flow
+async def tells(data: str) -> str:
+    return await emit(f"order {data}")
+
+
+async def test_a_type_that_no_flow_can_listen_to_is_not_emitted(tmp_path: Path) -> None:
+    async with running(tmp_path, [tells]) as service:
+        run = await service.finished((await service.send("sold")).runs[0])
+        events = await service.process.journal.events(Filter())
+    assert run.error is not None and run.error.type == "ValueError"
+    assert run.error.message == problem_of_emit("order sold")
+    assert len(events) == 1
