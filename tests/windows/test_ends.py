@@ -71,7 +71,7 @@ async def test_a_replay_of_the_run_of_a_window_runs_its_flow_alone() -> None:
         (again,) = await service.process.operator.do(Replay(run.id))
         await service.advance("1ms")
         replayed = await service.journal.run(again)
-        with pytest.raises(NotFound, match="no event 'none'"):
+        with pytest.raises(NotFound, match="no event and no run 'none'"):
             await service.process.operator.do(Replay("none"))
     assert (seen, sorted(other)) == ([[0, 1], [0, 1]], [0, 1])
     assert replayed is not None and (replayed.replay, replayed.events) == (1, 2)
