@@ -16,7 +16,7 @@ from turnout.service.domain.unknown import Unknown
 from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments
 
-from .digest import ARGUMENTS, encoded_call
+from .digest import ARGUMENTS, encoded_atoms, encoded_call
 
 UNKNOWN = "?"
 """Recorded in place of a digest for arguments that have none."""
@@ -39,6 +39,12 @@ def arguments_of(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> RecordedArguments:
     """Return what is recorded of a call of `name`: `f(1)` and `f(x=1)` are the same call."""
+    if not kwargs and not secrets.live_forms:
+        data = encoded_atoms(args)
+        if data is not None and len(data) <= _MAX_TEXT and len(args) <= _MAX_SHOWN:
+            # Most calls: every text is short, so that Python's own words for them will do.
+            words = f"{name}({args[0]!r})" if len(args) == 1 else f"{name}{args!r}"
+            return RecordedArguments(blake2b(data, digest_size=8).hexdigest(), words)
     placed, named = _placed(function, args, kwargs) if kwargs else (args, {})
     try:
         data = encoded_call(placed, named, ARGUMENTS)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from turnout.service.domain.errors import (
     ClaimLost,
@@ -42,14 +42,18 @@ async def store(
     services = context.services
     assert services is not None  # steps are recorded where there is a journal only
     journal = services.journal
+    result = record.result
+    is_small = result is None or len(result) <= services.settings.max_result_bytes
+    if is_small and attached is None:  # as most are
+        await durable(context, context.record_step, record)
+        return record
     write: Callable[[StepRecord], Awaitable[None]] = context.record_step
     if attached is not None:
         write = partial(_record_with, context, [*attached])
-    with _NOTHING_HELD if attached is None else _held(journal, attached):
-        if record.result is None or len(record.result) <= services.settings.max_result_bytes:
-            await durable(context, partial(write, record))
+    with nullcontext() if attached is None else _held(journal, attached):
+        if result is None or is_small:
+            await durable(context, write, record)
             return record
-        result = record.result
 
         async def with_blob() -> StepRecord:
             async with journal.store_blob(result) as name:
@@ -58,9 +62,6 @@ async def store(
                 return recorded
 
         return await durable(context, with_blob)
-
-
-_NOTHING_HELD = nullcontext()
 
 
 @contextmanager
@@ -85,8 +86,8 @@ MOST_SECONDS_OVERLOADED = 10.0
 """How long a run waits for room in a full queue for what it starts."""
 
 
-async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
-    """Write to the journal, waiting while the disk is full; other failures end the attempt.
+async def durable(context: RunContext, write: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Await `write(*args)`, again while the disk is full; other failures end the attempt.
 
     Raises `TooManyRuns` when what is written starts runs that have found no room for 10 s.
     """
@@ -95,7 +96,7 @@ async def durable(context: RunContext, write: Callable[[], Awaitable[T]]) -> T:
         try:
             if context.durable_marks:
                 await context.durable_marks.write_all()
-            return await write()
+            return await write(*args)
         except TooManyRuns:
             if waited >= MOST_SECONDS_OVERLOADED or context.services is None:
                 raise

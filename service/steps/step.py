@@ -36,6 +36,7 @@ from turnout.service.flowcontrol.named_limit import NamedLimit, NeverFree
 from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments, StepRecord
 from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.meters import observe_and_count
 
 from . import codec, failures
 from . import undo as undos
@@ -50,7 +51,7 @@ from .recording import store, write_marks
 from .scope import Scope, current_scope, here, inside
 from .services import Services
 from .suspension import stop_if_over
-from .unawaited import to_await
+from .unawaited import to_await_in_flow
 
 log = get_logger("turnout")
 
@@ -96,11 +97,11 @@ class StepCall:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        services = scope.context.services
+        context, services = scope.context, scope.context.services
         assert services is not None  # `here` gives a scope only where steps can be recorded
         self.task = task
         self.scope = scope
-        self.context: RunContext = scope.context
+        self.context: RunContext = context
         self.services: Services = services
         self.key = key
         self.args = args
@@ -112,14 +113,14 @@ class StepCall:
         self.failed_dependencies: Sequence[str] = ()
         self.done: StepRecord | None = None
         self.attached: Attached | None = None
-        self.in_error_handler = sys.exc_info()[0] is not None
-        if self.context.pending_calls is not None and (args or kwargs):
-            self.context.pending_calls.refuse_arguments(self, (*args, *kwargs.values()))
+        self.in_error_handler = sys.exception() is not None
         self.arguments: RecordedArguments | None = None
+        if context.pending_calls is not None:
+            context.pending_calls.refuse_arguments(self, args, kwargs)
         self._line: str | None = None
-        if self.context.sequence is not None:
-            self.context.sequence.visit(key)
-            self._line = line_of_call() if key in self.context.claimed.recorded else None
+        if context.sequence is not None:
+            context.sequence.visit(key)
+            self._line = line_of_call() if key in context.claimed.recorded else None
 
     def __str__(self) -> str:
         """Return the step in words, for messages."""
@@ -263,15 +264,15 @@ class StepCall:
             name=self,
         )
         return StepRecord(
-            key=self.key,
-            task=self.task.name,
-            state="succeeded",
-            tries=self.tries,
-            started_at=self._started_at,
-            finished_at=self.services.now(),
-            encoding=encoding,
-            result=result,
-            error=None if instead_of is None else describe(instead_of),
+            self.key,
+            self.task.name,
+            "succeeded",
+            self.tries,
+            self._started_at,
+            self.services.now(),
+            encoding,
+            result,
+            None if instead_of is None else describe(instead_of),
             in_error_handler=self.in_error_handler,
             arguments=self.arguments,
         )
@@ -372,8 +373,7 @@ class StepCall:
         seconds, count = self.services.metrics.of_step(
             self.context.claimed.flow, self.task.name, outcome
         )
-        seconds.observe(time.perf_counter() - self._clock)
-        count.inc()
+        observe_and_count(seconds, time.perf_counter() - self._clock, count)
 
 
 # ---------------------------------------------------------------- running it
@@ -393,7 +393,7 @@ def call_task(
             f"flow with `async def`"
         )
     call = StepCall(task, scope, scope.next_key(task.name), args, kwargs)
-    return to_await(run(call), task.words, frames=3)
+    return to_await_in_flow(scope.context, run(call), task.words, frames=3)
 
 
 async def run(call: StepCall) -> Any:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from types import CodeType, CoroutineType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from turnout.service.domain.errors import NotAwaited
 
 from .author_code import OWN_FOLDER, calling_frame
 from .scope import current_scope
+
+if TYPE_CHECKING:
+    from .context import RunContext
 
 T = TypeVar("T")
 
@@ -42,7 +45,13 @@ def to_await(
         if pending is None:
             pending = scope.pending_calls = PendingCalls(f"step {scope.step!r}")
         return pending.add(coroutine, words, frames + 1)
-    context = scope.context
+    return to_await_in_flow(scope.context, coroutine, words, frames=frames + 1)
+
+
+def to_await_in_flow(
+    context: RunContext, coroutine: Coroutine[Any, Any, T], words: str, *, frames: int
+) -> Coroutine[Any, Any, T]:
+    """Return `coroutine`, remembered as `to_await` does, of a call that is known to be a flow's."""
     pending = context.pending_calls
     if pending is None:
         pending = context.pending_calls = PendingCalls(f"flow {context.claimed.flow!r}")
@@ -85,16 +94,18 @@ class PendingCalls:
         """Remember the coroutine of a call, named by `words`, and return it."""
         if type(coroutine) is not CoroutineType:
             return coroutine  # not a native coroutine: it has no state
-        calls = self._calls
-        if calls and calls[-1][0].cr_frame is None:
-            calls.pop()  # of calls one after the other, only the last is kept
-        if len(calls) >= self._most:
-            self._calls = calls = [each for each in calls if each[0].cr_frame is not None]
-            self._most = max(_FEW, 2 * len(calls))
         frame = sys._getframe(frames)
         if frame.f_code.co_filename.startswith(OWN_FOLDER):
             frame = calling_frame(frame)
-        calls.append((coroutine, words, frame.f_code, frame.f_lasti))
+        call = (coroutine, words, frame.f_code, frame.f_lasti)
+        calls = self._calls
+        if calls and calls[-1][0].cr_frame is None:
+            calls[-1] = call  # of calls one after the other, only the last is kept
+            return coroutine
+        if len(calls) >= self._most:
+            self._calls = calls = [each for each in calls if each[0].cr_frame is not None]
+            self._most = max(_FEW, 2 * len(calls))
+        calls.append(call)
         return coroutine
 
     def words_of(self, coroutine: object) -> str | None:
@@ -112,16 +123,21 @@ class PendingCalls:
     def _left(self) -> list[_Pending]:
         return [_Pending(*each) for each in self._calls if each[0].cr_frame is not None]
 
-    def refuse_arguments(self, step: object, given: Iterable[Any]) -> None:
+    def refuse_arguments(
+        self, step: object, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
         """Raise `NotAwaited` if `step` gets a coroutine as an argument instead of its result."""
-        for value in given:
-            if type(value) is CoroutineType:
-                for each in self._calls:
-                    if each[0] is value:
-                        raise NotAwaited(
-                            f"{step} is given {_Pending(*each)} itself, not its result: write "
-                            f"`await` before the inner call too"
-                        )
+        if CoroutineType not in map(type, args) and (
+            not kwargs or CoroutineType not in map(type, kwargs.values())
+        ):
+            return  # as nearly always
+        for value in (*args, *kwargs.values()):
+            for each in self._calls:
+                if each[0] is value:
+                    raise NotAwaited(
+                        f"{step} is given {_Pending(*each)} itself, not its result: write "
+                        f"`await` before the inner call too"
+                    )
 
     def refuse_left(self) -> None:
         """Raise `NotAwaited` for a call that was never awaited or still runs."""

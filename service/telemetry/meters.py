@@ -73,6 +73,14 @@ def observe_together(
         second.total += other_amount
 
 
+def observe_and_count(histogram: Histogram, amount: float, counter: Counter) -> None:
+    """Observe an amount and count one more in a counter that changes here only."""
+    with histogram._lock:
+        histogram.counts[bisect_left(histogram._bounds, amount)] += 1
+        histogram.total += amount
+        counter.value += 1
+
+
 class _Family(Collector, Generic[M]):
     """One meter for each combination of label values, made on first use."""
 

@@ -51,7 +51,7 @@ Such a record is superseded from the start: it tells people what became of the s
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each step, at half the cost
 class RecordedArguments:
     """The arguments of a step: their digest, and the call as text."""
 
@@ -59,7 +59,7 @@ class RecordedArguments:
     words: str
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class StepRecord:
     """A recorded call of a task in a run; `key` stays the same over retries and restarts.
 

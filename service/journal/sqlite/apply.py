@@ -72,7 +72,7 @@ class _Group:
             return True
         if isinstance(job, StepJob):
             seq = job.claim.run_seq
-            step = (seq, job.row.key)
+            step = (seq, job.record.key)
             if step in self._stepped or seq in self._ended or seq in self._claimed:
                 return False
             self._stepped.add(step)
@@ -150,7 +150,7 @@ class Batch:
     def _record_steps(self, jobs: Sequence[StepJob], _counters: RunCounters) -> None:
         values: list[Any] = []
         for job in jobs:
-            values += (job.claim.run_seq, job.claim.token, *job.row)
+            values += job.row
         if steps.RECORD.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
@@ -159,7 +159,7 @@ class Batch:
         for job in jobs if self._isolated else ():
             # The run makes progress, so its count of consecutive crashes starts again.
             seq = job.claim.run_seq
-            if seq in self._isolated and job.row.task != REGISTERED:
+            if seq in self._isolated and job.record.task != REGISTERED:
                 self._connection.execute(_SHOW_PROGRESS, (seq,))
 
     def _record(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
@@ -258,7 +258,7 @@ class Batch:
         to another event, neither is.
         """
         self._record_steps([step], counters)
-        claim, key = step.claim, step.row.key
+        claim, key = step.claim, step.record.key
         if opening is None:
             waits.closed(self._connection, claim.run_seq, key)
         else:
@@ -283,7 +283,7 @@ class Batch:
         if spent is None:
             self._record_steps([step], counters)
             claim = step.claim
-            budgets.take(self._connection, taking, claim.run_id, step.row.key, at)
+            budgets.take(self._connection, taking, claim.run_id, step.record.key, at)
         return spent
 
     def record_waits(
@@ -308,7 +308,7 @@ class Batch:
 
     def _await_first(self, step: StepJob, appended: Sequence[Appended], at: int) -> None:
         """Let a step whose child is not unique wait for the first run, unless that waits for it."""
-        seq, key = step.claim.run_seq, step.row.key
+        seq, key = step.claim.run_seq, step.record.key
         for made in appended[0].refused.values():
             first = str(made.facts["other"])
             if made.reason is not Reason.UNIQUE or self._intake.conditions.awaits(first, seq):

@@ -65,7 +65,7 @@ from .staging import StagedBlob, StagedBytes
 from .statements import load
 from .steps import StepJob
 from .suspension import Suspension
-from .values import micros
+from .values import micros, micros_or_none
 from .window_writes import WindowWriting
 from .writer import CallJob, Writer
 
@@ -367,7 +367,8 @@ class SqliteJournal(Operating, Pruning, WindowWriting, GivingBack, QueueWriting,
     ) -> None:
         """Record a step with what it has attached, once the files are durable."""
         job = StepJob(claim, step)
-        rows = artefacts.rows_of(claim.run_seq, step.key, attached, job.row.finished_at or 0)
+        at = micros_or_none(step.finished_at) or 0
+        rows = artefacts.rows_of(claim.run_seq, step.key, attached, at)
         loop = asyncio.get_running_loop()
         with ExitStack() as held:
             for each in attached:
