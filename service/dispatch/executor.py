@@ -180,7 +180,7 @@ class Executor:
         if members.events is not None:
             return run
         events = await self._services.journal.member_events(members.seqs)
-        return run._replace(members=replace(members, events=events))
+        return replace(run, members=replace(members, events=events))
 
     def _injected(self, flow: AnyFlow) -> Mapping[str, Any]:
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ from .code_change import RecordedSequence
 from .durable_marks import DurableMarks, mark_record
 from .flow_state import State
 from .history import EarlierRun, history
-from .scope import RootScope, Scope, current_scope, here, root_path
+from .scope import Scope, close_root, current_scope, here, open_root, root_path
 from .services import Services
 from .unawaited import PendingCalls
 from .undo import Undo
@@ -303,13 +303,6 @@ class RunContext:
         """
         return pools.stopped()
 
-    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(
-                no_attribute("current()", "current", name, OF_CURRENT, dir(RunContext))
-            )
-
     def forget_log(self) -> None:
         """Keep nothing of what the attempt has logged with its run."""
         self._log.forget()
@@ -317,6 +310,23 @@ class RunContext:
     def log_bytes(self) -> bytes | None:
         """Return the attempt's records as JSON Lines, bounded; None when it logged nothing."""
         return self._log.as_bytes() if self._log.is_used else None
+
+
+class _Current(RunContext):
+    """What an author asks for and misspells is answered with a hint.
+
+    A class apart: Python reads every attribute of an object several times slower where its class
+    has `__getattr__`, so the context of a run is of this class once its author has asked for it.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker that saw it would take any misspelt name
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(
+                no_attribute("current()", "current", name, OF_CURRENT, dir(RunContext))
+            )
 
 
 class open_attempt:  # noqa: N801  used like a function, as `inside`
@@ -337,13 +347,13 @@ class open_attempt:  # noqa: N801  used like a function, as `inside`
         context = self._context
         run = context.claimed
         path = "" if run.members is None else root_path(run)
-        context.root = self._root = RootScope.open(context, path)
+        context.root = self._root = open_root(context, path)
         self._running = logs.running.set(context._log)
         return context
 
     def __exit__(self, *error: object) -> None:
         logs.running.reset(self._running)
-        self._root.close()
+        close_root(self._root)
         self._context.root = None  # a cycle, which only the garbage collector would free
 
 
@@ -372,7 +382,10 @@ def current() -> RunContext:
     ```
     """
     scope = current_scope.get()
-    return _detached() if scope is None else scope.context
+    context = _detached() if scope is None else scope.context
+    if type(context) is RunContext:
+        context.__class__ = _Current
+    return context
 
 
 def _detached() -> RunContext:
@@ -392,7 +405,7 @@ def _snapshot() -> tuple[worker.Restore, tuple[Any, ...]] | None:
     scope = current_scope.get()
     if scope is None:
         return None
-    run = scope.context.claimed._replace(arguments=None, recorded={}, ended={}, progress={})
+    run = replace(scope.context.claimed, arguments=None, recorded={}, ended={}, progress={})
     return _restore, (run, scope.path, scope.step)
 
 

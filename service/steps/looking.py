@@ -64,7 +64,7 @@ async def look(context: RunContext) -> None:
     looked = [each.result() for each in looking]
     run = context.claimed
     recorded = {**run.recorded, **{record.key: record for record in looked}}
-    context.claimed = run._replace(recorded=recorded)
+    context.claimed = replace(run, recorded=recorded)
     if all(record.state == "waiting" and not Looks.of(record).lost for record in looked):
         await _suspend_again(context, tuple(failed_dependencies))
 

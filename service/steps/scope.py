@@ -94,26 +94,24 @@ def root_path(run: ClaimedRun) -> str:
     return "" if members is None or not members.round else f"items#{members.round}/"
 
 
-class RootScope(Scope):
-    """The scope of a flow itself, for as long as its attempt runs."""
+_attempts_running = 0
+"""In this process. Not kept in a class: a class that changes is slow to read (measured)."""
 
-    __slots__ = ()
 
-    open_now = 0
-    """How many attempts run in this process."""
+def open_root(context: RunContext, path: str) -> Scope:
+    """Return the scope of a flow, that of the calling asyncio task until `close_root`."""
+    global _attempts_running
+    scope = Scope(context, path)
+    scope.__enter__()
+    _attempts_running += 1
+    return scope
 
-    @classmethod
-    def open(cls, context: RunContext, path: str = "") -> RootScope:
-        """Make a new scope that of the calling asyncio task, until it is closed."""
-        scope = cls(context, path)
-        scope._token = current_scope.set(scope)
-        RootScope.open_now += 1
-        return scope
 
-    def close(self) -> None:
-        """Restore the scope that was current before."""
-        RootScope.open_now -= 1
-        current_scope.reset(self._token)
+def close_root(scope: Scope) -> None:
+    """Restore the scope that was current before."""
+    global _attempts_running
+    _attempts_running -= 1
+    scope.__exit__()
 
 
 current_scope: ContextVar[Scope | None] = ContextVar("turnout_scope", default=None)
@@ -128,7 +126,7 @@ def here(name: str) -> Scope | None:
     """
     scope = current_scope.get()
     if scope is None:
-        if RootScope.open_now and _in_foreign_thread():
+        if _attempts_running and _in_foreign_thread():
             raise MisplacedTask(
                 f"task {name!r} is called in a thread turnout did not open, at {where()}; call it "
                 f"from the flow itself, and use `gather` or `{name}.map` to run several at once"

@@ -86,13 +86,15 @@ def forgetting(key: str) -> str:
 
 
 FORGETTING = """
+from dataclasses import replace
+
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest_claim = SqliteJournal.claim
 
 async def forgetful(self, seqs, **named):
     return [
-        run._replace(recorded={key: step for key, step in run.recorded.items() if key != "KEY"})
+        replace(run, recorded={key: step for key, step in run.recorded.items() if key != "KEY"})
         for run in await honest_claim(self, seqs, **named)
     ]
 

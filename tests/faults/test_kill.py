@@ -41,12 +41,14 @@ TriggerEmitter.__call__ = acknowledge_first
 """
 
 FORGET_STEPS = """
+from dataclasses import replace
+
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
 honest = SqliteJournal.claim
 
 async def forgetful(self, seqs, **named):
-    return [run._replace(recorded={}) for run in await honest(self, seqs, **named)]
+    return [replace(run, recorded={}) for run in await honest(self, seqs, **named)]
 
 SqliteJournal.claim = forgetful
 """

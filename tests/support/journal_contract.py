@@ -1070,7 +1070,7 @@ class JournalContract:
             assert [each.key for each in await journal.steps(a.claim.run_seq)] == ["budget#1"]
             other = Taking("other", 5, 9, hour)
             assert await journal.take(a.claim, step("budget#2"), other, now=at(1)) is None
-            stale = a.claim._replace(token=9)
+            stale = replace(a.claim, token=9)
             with pytest.raises(ClaimLost):
                 await journal.take(stale, step("budget#4"), Taking("x", 1, 1, hour), now=at(1))
         async with self.open(tmp_path) as journal:
@@ -1572,7 +1572,7 @@ class JournalContract:
             claim = run.claim
             await journal.record_waits(claim, race, openings={"wait_for#1": opening}, now=NOW)
             assert [row.key for row in await journal.waits(claim.run_seq)] == ["wait_for#1"]
-            stale = claim._replace(token=claim.token + 1)
+            stale = replace(claim, token=claim.token + 1)
             with pytest.raises(ClaimLost):
                 await journal.record_waits(stale, race, closes=names, now=NOW)
             with pytest.raises(ClaimLost):

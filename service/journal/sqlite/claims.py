@@ -8,7 +8,7 @@ here: which runs are claimed (the dispatcher decides).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -206,7 +206,7 @@ class Claims:
         event = run.event
         if seqs[0] != run.event_seq:
             event = event_from(*rows_of(self._connection, seqs[:1]))
-        return run._replace(members=items.left(members, run.recorded), event=event)
+        return replace(run, members=items.left(members, run.recorded), event=event)
 
     def _claimed(self, row: _ClaimableRow, event: list[Any], past: _Past | None) -> ClaimedRun:
         run = ClaimedRun(
@@ -225,18 +225,16 @@ class Claims:
             dead=bool(row.dead),
             undo_failed=bool(row.undo_failed),
         )
-        if past is None:
-            return run
-        return run._replace(
-            recorded=past.recorded,
-            recorded_bytes=past.recorded_bytes,
-            has_waits=past.has_waits,
-            unwoken=past.unwoken,
-            ended=past.ended,
-            progress=past.progress,
-            polls=past.polls,
-            was_waiting=row.state == RunState.WAITING,
-        )
+        if past is not None:
+            run.recorded = past.recorded
+            run.recorded_bytes = past.recorded_bytes
+            run.has_waits = past.has_waits
+            run.unwoken = past.unwoken
+            run.ended = past.ended
+            run.progress = past.progress
+            run.polls = past.polls
+            run.was_waiting = row.state == RunState.WAITING
+        return run
 
     def _read(self, query: str, seq: int) -> bytes:
         found: bytes = self._connection.execute(query, (seq,)).get
