@@ -430,16 +430,18 @@ def _first_claimed(
     arguments: Mapping[str, Any] | None,
     accepted_at: datetime,
 ) -> ClaimedRun:
-    return ClaimedRun(
-        claim=Claim(run.seq, run.id, 1),
-        flow=run.flow,
-        event_seq=stored.event_seq,
-        event=event,
-        attempt=1,
-        crashes=0,
-        replay=run.replay,
-        order_key=run.order_key,
-        keys=run.keys,
-        due_at=accepted_at,
-        arguments=arguments,
+    # In the order of the fields: named arguments of a class take twice as long.
+    made = ClaimedRun(
+        Claim(run.seq, run.id, 1),
+        run.flow,
+        stored.event_seq,
+        event,
+        1,
+        0,
+        run.replay,
+        run.order_key,
+        run.keys,
+        accepted_at,
     )
+    made.arguments = arguments
+    return made

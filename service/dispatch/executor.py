@@ -127,10 +127,7 @@ class Executor:
                 _raise_journal_error(error)
                 outcome = _suspended(context) or self._outcome_of(context, flow, error)
             else:
-                write = None if context.used_state is None else context.used_state.write
-                outcome = Outcome(
-                    state=RunState.SUCCEEDED, result=result, returned=returned, state_write=write
-                )
+                outcome = _succeeded(context, result, returned)
             if task.cancelling() and not is_stopped():
                 await _clear_cancels(task)
             outcome = _suspended(context) or outcome
@@ -272,6 +269,13 @@ def _raise_journal_error(error: BaseException) -> None:
     for each in leaves(error):
         if isinstance(each, ClaimLost | JournalBroken):
             raise each from None
+
+
+def _succeeded(context: RunContext, result: bytes | None, returned: bytes | None) -> Outcome:
+    outcome = Outcome(RunState.SUCCEEDED, result, returned)
+    if context.used_state is not None:
+        outcome.state_write = context.used_state.write
+    return outcome
 
 
 def _suspended(context: RunContext) -> Outcome | None:

@@ -7,7 +7,7 @@ the tests are checked against it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -155,7 +155,7 @@ class StateWrite(NamedTuple):
     value: bytes
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: one is made for each run, at half the cost
+@dataclass(slots=True)  # not frozen: one is made for each run, at half the cost
 class Outcome:
     """What one attempt came to: the executor returns it, the journal records it.
 
@@ -179,6 +179,7 @@ class Outcome:
     state: RunState
     result: bytes | None = None
     returned: bytes | None = None
+    _: KW_ONLY
     error: RunError | None = None
     reason: str | None = None
     due_at: datetime | None = None

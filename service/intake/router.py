@@ -57,7 +57,7 @@ class Routed:
 def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = False) -> Routed:
     """Ask every flow about the event; each one ends as a run, a dead letter or a decision."""
     decisions: list[Decision] = []
-    entry = Entry(event=event, runs=[], decisions=decisions, after_run_action=after_run_action)
+    entry = Entry(event, [], decisions, after_run_action)
     routed = Routed(entry, [], {})
     if event.hops > MAX_HOPS:
         decisions.append(_cycle(event.hops))
@@ -86,10 +86,9 @@ def _ask(
     decisions: list[Decision],
 ) -> None:
     """Ask one flow; its run gets `own`, the event or a copy of it."""
-    run = NewRun(  # without an id where a window takes its place
-        id=mint_id() if flow.window is None else "", flow=flow.name, state=RunState.QUEUED,
-        code_version=flow.code_version, conditions=flow.conditions,
-    )  # fmt: skip
+    run_id = mint_id() if flow.window is None else ""  # a window takes the run's place
+    run = NewRun(run_id, flow.name, RunState.QUEUED)
+    run.code_version, run.conditions = flow.code_version, flow.conditions
     asked = event.own() if flow.asks else event
     arguments: Mapping[str, Any] | None = None
     binds = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -33,7 +33,7 @@ ORDER_RULE = "order"
 """The id by which the rule of ordering keys is told; a run has that key in a field of its own."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class NewRun:
     """A run to insert with its event: queued, scheduled, already running, or a dead letter.
 
@@ -53,6 +53,7 @@ class NewRun:
     id: str
     flow: str
     state: RunState
+    _: KW_ONLY
     order_key: str | None = None
     keys: Keys | None = None
     priority: int | None = None
@@ -87,7 +88,7 @@ class Decision:
     facts: Mapping[str, Fact] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Entry:
     """One event with what the router decided; `append` writes all of it or nothing.
 
@@ -101,6 +102,7 @@ class Entry:
     runs: list[NewRun] = field(default_factory=list)
     decisions: Sequence[Decision] = ()
     after_run_action: bool = False
+    _: KW_ONLY
     awaited: str | None = None
     topics: Sequence[str] = ()
     cancels: Sequence[tuple[str, str]] = ()

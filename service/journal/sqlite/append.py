@@ -221,13 +221,13 @@ class Intake:
         self,
         rows: Rows,
         entry: Entry,
-        event: EventRow,
+        event: tuple[Any, ...],
         appended: Appended,
         at: int,
         counters: RunCounters,
     ) -> None:
         """Offer an event, whose row is the last one, to the windows of flows."""
-        size, first, decided = len(event.body), appended.event_seq, list[Decision]()
+        size, first, decided = len(entry.event.body), appended.event_seq, list[Decision]()
         joined = False
         for member in entry.members:
             ignored = self.windows.offer(rows, member, first, size, appended, at, counters)
@@ -241,7 +241,8 @@ class Intake:
         if rows.events and rows.events[-width] == first:  # it is not inserted yet
             made = pack_decisions((*entry.decisions, *decided), at)
             unmatched = (1 if entry.awaited is None else 2) if is_unmatched else None
-            rows.events[-width + 1 :] = event._replace(decisions=made, unmatched=unmatched)
+            decided_row = EventRow(*event)._replace(decisions=made, unmatched=unmatched)
+            rows.events[-width + 1 :] = decided_row
             return
         self.insert(rows)
         add_decisions(self._connection, first, decided, at)
@@ -252,7 +253,7 @@ class Intake:
         """Add the row of an event that turnout makes itself; returns its seq."""
         self.last_event += 1
         rows.events.append(self.last_event)
-        rows.events += events.event_row(Entry(event=event), at)._replace(unmatched=None)
+        rows.events += EventRow(*events.event_row(Entry(event), at))._replace(unmatched=None)
         return self.last_event
 
     def add_runs(

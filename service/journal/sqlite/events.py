@@ -55,11 +55,10 @@ class EventRow(NamedTuple):
 INSERT = insert("events", ("seq", *EventRow._fields))
 
 
-def event_row(entry: Entry, at: int) -> EventRow:
-    """Return the row of an event, as routed."""
+def event_row(entry: Entry, at: int) -> tuple[Any, ...]:
+    """Return the row of an event, as routed: the values of an `EventRow`, in a quarter the time."""
     event = entry.event
-    # In the order of the fields: named arguments of a tuple take three times as long.
-    return EventRow(
+    return (
         event.id,
         event.source,
         event.type,
@@ -111,7 +110,7 @@ class AppendJob(Job):
         self.caller = caller
         self.is_decided = False
         self.rows = 2 * len(entries) + len(positions) + 1
-        self.events: list[EventRow] = []
+        self.events: list[tuple[Any, ...]] = []
         self.identities: list[tuple[bytes, bytes] | None] = []
         try:
             for entry in entries:
