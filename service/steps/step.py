@@ -393,7 +393,7 @@ def call_task(
             f"flow with `async def`"
         )
     call = StepCall(task, scope, scope.next_key(task.name), args, kwargs)
-    return to_await_in_flow(scope.context, run(call), task.words, frames=3)
+    return to_await_in_flow(scope, run(call), task.words, frames=3)
 
 
 async def run(call: StepCall) -> Any:

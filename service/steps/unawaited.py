@@ -14,15 +14,12 @@ import inspect
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from types import CodeType, CoroutineType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from turnout.service.domain.errors import NotAwaited
 
 from .author_code import OWN_FOLDER, calling_frame
-from .scope import current_scope
-
-if TYPE_CHECKING:
-    from .context import RunContext
+from .scope import Scope, current_scope
 
 T = TypeVar("T")
 
@@ -45,13 +42,14 @@ def to_await(
         if pending is None:
             pending = scope.pending_calls = PendingCalls(f"step {scope.step!r}")
         return pending.add(coroutine, words, frames + 1)
-    return to_await_in_flow(scope.context, coroutine, words, frames=frames + 1)
+    return to_await_in_flow(scope, coroutine, words, frames=frames + 1)
 
 
 def to_await_in_flow(
-    context: RunContext, coroutine: Coroutine[Any, Any, T], words: str, *, frames: int
+    scope: Scope, coroutine: Coroutine[Any, Any, T], words: str, *, frames: int
 ) -> Coroutine[Any, Any, T]:
     """Return `coroutine`, remembered as `to_await` does, of a call that is known to be a flow's."""
+    context = scope.context
     pending = context.pending_calls
     if pending is None:
         pending = context.pending_calls = PendingCalls(f"flow {context.claimed.flow!r}")
