@@ -20,7 +20,8 @@ from turnout import (
 )
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
-from turnout.testing import run
+from turnout.service.journal.records import Filter
+from turnout.testing import run, serve
 from turnout.testing.clock import START, Clock
 
 from .waiting_runs import done, is_waiting, note, nothing_done
@@ -34,14 +35,19 @@ __all__ = ["nothing_done"]  # the fixture
 @flow
 async def nap() -> str:
     await note("before")
-    await sleep("80ms")
+    await sleep("1h")
     await note("after")
     return "rested"
 
 
 async def test_a_sleep_gives_the_slot_back_and_what_was_done_stays_done(tmp_path: Path) -> None:
-    async with running(tmp_path, [nap], concurrency=1) as service:
+    clock = Clock(START)
+    async with running(tmp_path, [nap], now=clock.now, concurrency=1) as service:
         first, second = [(await service.send()).runs[0] for _ in range(2)]
+        for run_id in (first, second):
+            await is_waiting(service, run_id)
+        clock.set(START + timedelta(hours=1))
+        service.process.clock_set()
         runs = [await service.finished(run_id) for run_id in (first, second)]
     assert [orjson.loads(run.result or b"") for run in runs] == ["rested", "rested"]
     # One slot: the second begins while the first one sleeps.
@@ -90,7 +96,7 @@ async def test_a_sleep_goes_on_over_a_restart_and_ends_when_it_would_have(tmp_pa
 @flow
 async def catches_everything() -> str:
     try:
-        await sleep("30ms")
+        await sleep("1h")
     except Exception:  # noqa: BLE001  what authors write
         done.append("caught")
     finally:
@@ -100,28 +106,22 @@ async def catches_everything() -> str:
     return "end"
 
 
-async def test_no_except_of_a_flow_catches_a_wait_and_no_step_runs_on_the_way_out(
-    tmp_path: Path,
-) -> None:
-    async with running(tmp_path, [catches_everything]) as service:
-        run = await service.finished((await service.send()).runs[0])
-    assert orjson.loads(run.result or b"") == "end"
+def test_no_except_of_a_flow_catches_a_wait_and_no_step_runs_on_the_way_out() -> None:
+    assert run(catches_everything).result == "end"
     assert done == ["finally", "finally", "step in finally"]
 
 
 @flow
 async def swallows() -> str:
     try:
-        await sleep("30ms")
+        await sleep("1h")
     except BaseException:  # noqa: BLE001  the worst an author can write
         return "too early"
     return "in time"
 
 
-async def test_a_flow_that_swallows_the_suspension_waits_all_the_same(tmp_path: Path) -> None:
-    async with running(tmp_path, [swallows]) as service:
-        run = await service.finished((await service.send()).runs[0])
-    assert orjson.loads(run.result or b"") == "in time"
+def test_a_flow_that_swallows_the_suspension_waits_all_the_same() -> None:
+    assert run(swallows).result == "in time"
 
 
 async def _branch(word: str, pause: str) -> str:
@@ -132,31 +132,33 @@ async def _branch(word: str, pause: str) -> str:
 
 @flow
 async def dormitory() -> tuple[str, ...]:
-    return await gather(_branch("a", "120ms"), _branch("b", "30ms"), note("c"))
+    return await gather(_branch("a", "2h"), _branch("b", "1h"), note("c"))
 
 
-async def test_branches_wait_together_and_the_first_due_one_goes_on_first(tmp_path: Path) -> None:
-    async with running(tmp_path, [dormitory], concurrency=1) as service:
-        run = await service.finished((await service.send()).runs[0])
-        steps = {step.key: step.state for step in await service.process.journal.steps(run.seq)}
-    assert orjson.loads(run.result or b"") == ["a gets up", "b gets up", "c"]
+async def test_branches_wait_together_and_the_first_due_one_goes_on_first() -> None:
+    async with serve(dormitory, concurrency=1) as service:
+        slept = await service.run(dormitory)
+        (stored,) = await service.journal.runs(Filter())
+        steps = {step.key: step.state for step in await service.journal.steps(stored.seq)}
+    assert slept.result == ["a gets up", "b gets up", "c"]
+    assert slept.took == timedelta(hours=2)
     assert done == ["a goes to bed", "b goes to bed", "c", "b gets up", "a gets up"]
     assert set(steps.values()) == {"succeeded"}
 
 
 @flow(retry=retry(1, delay="1ms"))
 async def fails_after_rest() -> str:
-    await sleep("20ms")
+    await sleep("1h")
     await note(f"try {current().attempt}")
     if current().attempt == 1:
         raise ConnectionError("no answer")
     return "good"
 
 
-async def test_a_wait_spends_no_attempt_and_is_not_waited_again(tmp_path: Path) -> None:
-    async with running(tmp_path, [fails_after_rest]) as service:
-        run = await service.finished((await service.send()).runs[0])
-    assert run.attempts == 2 and done == ["try 1"], "the note of try 1 is a recorded step"
+def test_a_wait_spends_no_attempt_and_is_not_waited_again() -> None:
+    rested = run(fails_after_rest)
+    assert rested.attempts == 2 and rested.took < timedelta(hours=2)
+    assert done == ["try 1"], "the note of try 1 is a recorded step"
 
 
 async def test_a_sleep_until_an_instant_is_over_when_the_run_comes_by_again(tmp_path: Path) -> None:

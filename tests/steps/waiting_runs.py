@@ -41,13 +41,13 @@ async def is_waiting(service: Running, run_id: str) -> None:
     await eventually(waits)
 
 
-proceed = asyncio.Event()
+proceed: list[asyncio.Event] = []
 
 
 @task
 async def hesitate() -> None:
     async with asyncio.timeout(5):
-        await proceed.wait()
+        await proceed[0].wait()
 
 
 @flow(awaits=[paid])
