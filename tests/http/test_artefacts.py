@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
+import psutil  # type: ignore[import-untyped]  # no stubs
 import pytest
 
-from tests.http.desk import Desk, assert_problem, open_desk
+from tests.http.desk import TOKEN, Desk, assert_problem, open_desk
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.contract import Attachment
@@ -117,6 +120,45 @@ async def test_nothing_else_is_found_through_a_name(tmp_path: Path) -> None:
         assert_problem(await fetch(desk, "0" * 32, "a.txt"), 404, "no run")
         del desk.http.headers["Authorization"]
         assert_problem(await fetch(desk, run_id, "a.txt"), 401)
+
+
+async def test_a_reader_that_goes_away_leaves_no_file_open(tmp_path: Path) -> None:
+    def opened() -> list[str]:
+        results = str(tmp_path / "journal" / "results")
+        return [each.path for each in psutil.Process().open_files() if results in each.path]
+
+    async with open_desk(tmp_path) as desk:
+        run_id = await attach(desk, {"a.bin": "image/png"}, b"x" * 8 * 2**20)
+        reads, gone = asyncio.Event(), asyncio.Event()
+        asked = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive() -> Any:
+            if (message := next(asked, None)) is not None:
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                reads.set()
+                await asyncio.Event().wait()  # nobody reads on
+
+        scope = {
+            "type": "http", "method": "GET", "path": f"/api/runs/{run_id}/artefacts/a.bin",
+            "raw_path": b"", "query_string": b"", "root_path": "", "scheme": "http",
+            "headers": [(b"authorization", f"Bearer {TOKEN}".encode())], "http_version": "1.1",
+            "asgi": {"version": "3.0", "spec_version": "2.3"}, "server": ("desk", 80),
+        }  # fmt: skip
+        gc.disable()  # so that nothing but the end of the answer closes it
+        try:
+            async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+                tasks.create_task(desk.app(scope, receive, send))
+                await reads.wait()
+                assert len(opened()) == 1
+                gone.set()
+            assert opened() == []
+        finally:
+            gc.enable()
 
 
 async def test_damaged_content_is_told_or_ends_before_it_is_whole(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from asyncio import to_thread
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from turnout.service.domain.artefact import INLINE_TYPES, UNKNOWN_TYPE
 from turnout.service.domain.errors import JournalError
@@ -38,15 +40,30 @@ async def get_artefact(service: ServiceOf, run_id: str, name: str) -> Response:
     found = await find_artefact(service.journal, run_id, name)
     parts = service.journal.blob_chunks(found.blob)
     first = await to_thread(next, parts)  # what is gone is told before the answer begins
-    return StreamingResponse(_all(first, parts), headers=_headers(found))
+    return _Content(_all(first, parts), headers=_headers(found))
 
 
-def _all(first: bytes, parts: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    try:
-        yield from parts
-    except JournalError as error:  # too late for a problem document: the connection is closed
-        raise OSError(str(error)) from None
+def _all(first: bytes, parts: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    with closing(parts):
+        yield first
+        try:
+            yield from parts
+        except JournalError as error:  # too late for a problem document: the connection is closed
+            raise OSError(str(error)) from None
+
+
+class _Content(StreamingResponse):
+    """Sends content, and closes its file when that ends, also where nobody reads on."""
+
+    def __init__(self, parts: Generator[bytes, None, None], headers: Mapping[str, str]) -> None:
+        super().__init__(parts, headers=headers)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._parts.close()
 
 
 def _headers(artefact: StoredArtefact) -> dict[str, str]:

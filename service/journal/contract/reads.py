@@ -6,7 +6,7 @@ may see different moments.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -102,7 +102,7 @@ class RunReads(Protocol):
     def blob_path(self, name: str) -> Path:
         """Return where stored content is, to be read only."""
 
-    def blob_chunks(self, name: str) -> Iterator[bytes]:
+    def blob_chunks(self, name: str) -> Generator[bytes, None, None]:
         """Yield stored content in parts; blocks.
 
         Raises `JournalError` when it is gone, and before the last part when it is damaged.

@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -112,7 +112,7 @@ class BlobStore:
         """Return a file's content; raises `JournalError` when it is missing or damaged."""
         return b"".join(self.chunks(name))
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, name: str) -> Generator[bytes, None, None]:
         """Yield a file's content in parts; raises as `read`, before the last part at the latest."""
         path, digest, last = self.path(name), new_digest(), b""
         try:

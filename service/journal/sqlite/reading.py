@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -78,7 +78,7 @@ class Reading:
         """Return where stored content is, to be read only."""
         return self._blobs.path(name)
 
-    def blob_chunks(self, name: str) -> Iterator[bytes]:
+    def blob_chunks(self, name: str) -> Generator[bytes, None, None]:
         """Yield stored content in parts; blocks."""
         return self._blobs.chunks(name)
 
