@@ -289,7 +289,7 @@ class _Conversation:
                 timeout=self._agent.approve_timeout,
             )
         except Rejected as error:
-            return f"rejected: {error}"
+            return f"rejected: {str(error).removeprefix(f'{task.name} said no: ')}"
         except TimeoutError:
             return "rejected: nobody has approved it in time"
         return None
