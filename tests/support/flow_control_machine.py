@@ -167,12 +167,21 @@ class FlowControlMachine(DispatchMachine):
         self.needs.changed(stored)
 
     def told_record_done(self, run: Any, outcome: Any, result: None) -> None:
+        self.judge(run, outcome)
+        super().told_record_done(run, outcome, result)
+
+    def told_record_refused(self, run: Any, outcome: Any, result: None) -> None:
+        """Hear that the claim was lost: how its attempt has ended says something all the same."""
+        if self.simulator.runs[run.claim.run_id].claim == run.claim.token:
+            self.judge(run, outcome)
+
+    def judge(self, run: Any, outcome: Any) -> None:
+        """Tell what a run needs how an attempt of it has ended."""
         known = self.simulator.runs[run.claim.run_id]
         if self.needs in self.declared_rules[known.flow.number]:
             is_down = outcome.error is not None and outcome.error.type == "ConnectionError"
             said = True if is_down else False if outcome.state is S.SUCCEEDED else None
             self.needs.ended(known, said)
-        super().told_record_done(run, outcome, result)
 
     def told_replay_done(self, event: int, runs: Sequence[Any], result: Any) -> None:
         self.decided(runs, result, self.data[event], accepted=False)
