@@ -41,10 +41,12 @@ class RateLimitRule:
 class Conditions:
     """What a flow asks of a new run; None or empty for what it does not declare.
 
-    `forced`: an operator starts it past the mode, which is recorded.
+    `forced`: an operator starts it past the mode, which is recorded. `takes_key`: it is not asked
+    whether it is unique, and has its key for so long, unless another run has it.
     """
 
     unique: Until | None = None
+    takes_key: timedelta | None = None
     mode: Mode | None = None
     rate_limits: tuple[RateLimitRule, ...] = ()
     max_queued: int | None = None
@@ -55,8 +57,12 @@ class Conditions:
         return _some(replace(self, rate_limits=()))
 
     def of_replay(self) -> Conditions | None:
-        """Return what is asked of a replay: the mode alone."""
-        return _some(Conditions(mode=self.mode, forced=self.forced))
+        """Return what is asked of a replay: the mode alone.
+
+        The run before may have given up its unique key: then the replay has it.
+        """
+        lasts = self.unique if isinstance(self.unique, timedelta) else None
+        return _some(Conditions(mode=self.mode, takes_key=lasts, forced=self.forced))
 
     def past_mode(self) -> Conditions:
         """Return what is asked of a run that an operator starts past the mode."""

@@ -2,7 +2,8 @@
 
 The second to ask gets the id of the first run, and a decision; its own run is skipped. That is
 another question than identity (is this the same delivery?) and mode (is such work under way?). It
-is asked once, when the event arrives: a replay and a retry are not asked.
+is asked once, when the event arrives: a replay and a retry are not asked. They have the key again
+that the run before has given up.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def unique(key: Callable[[Event], Hashable], *, until: str | timedelta = "done")
     """Declare that work is asked for once: `unique(lambda event: event.data["invoice"])`.
 
     The second event of a key starts no run: its sender gets the id of the first one. A run that has
-    failed, was cancelled or was refused by another rule gives its key up at once.
+    failed, was cancelled or was refused by another rule gives its key up at once; a retry or a
+    replay has it again, if no other run has got it since.
 
     * `key`: a function of the event, asked once, when it arrives; None means that the event has no
       key and starts its own run

@@ -17,6 +17,7 @@ from tests.support.histories import booleans, integers, lists, one_of, play, tup
 from turnout.service.dispatch import scheduling
 from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
+from turnout.service.domain.conditions import Conditions as Asked
 from turnout.service.flowcontrol.admission import Admission
 from turnout.service.flowcontrol.dependency import Breaker
 from turnout.service.flowcontrol.priority import ClassTurns
@@ -82,6 +83,13 @@ def accept_what_was_asked_for_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Conditions, "_unique", lambda *_: None)
 
 
+def leave_the_key_that_was_given_up(patch: pytest.MonkeyPatch) -> None:
+    def asks_the_mode(self: Asked) -> Asked:
+        return Asked(mode=self.mode, forced=self.forced)
+
+    patch.setattr(Asked, "of_replay", asks_the_mode)
+
+
 def ask_no_mode(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Conditions, "_mode", lambda *_: Verdict())
 
@@ -131,6 +139,11 @@ CONTROLS = [
     ),
     (accept_what_is_over_the_rate, about("rate_limit"), "refused by None, not rate_limit"),
     (accept_what_was_asked_for_before, about("unique"), "refused by None, not unique"),
+    (
+        leave_the_key_that_was_given_up,
+        about("unique", replay=5, send=5, end=5),
+        "refused by None, not unique",
+    ),
     (ask_no_mode, about("skip", "replace"), "refused by None, not skip|were ended, not"),
     (ask_the_lowest_class_first, about("priority", fill=5, end=10), "takes the turn of class 1"),
     (start_what_is_late, about("start_timeout", fill=3, advance=3), "in spite of .*start_timeout"),

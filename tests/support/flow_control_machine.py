@@ -212,6 +212,9 @@ class FlowControlMachine(DispatchMachine):
             skipped |= verdict.skipped
             self.end_older(verdict)
             if verdict.refused is None:
+                is_loaded = run.conditions is not None  # else nobody knows of the rule
+                if known.replayed and is_loaded:
+                    known.got_key = self.controlled.gets_key(known, self.at)
                 self.check_class(run, known)
                 self.simulator.stored(known, running=run.state is S.RUNNING)
             else:

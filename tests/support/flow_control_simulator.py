@@ -32,7 +32,8 @@ def _by_seq(run: SimulatedRun) -> int:
 class ControlledRun(SimulatedRun):
     """A run, and when it has started: all but its returns from a wait.
 
-    `accepted`: it came in as an event, and was not refused; one that is `replayed` did not.
+    `accepted`: it came in as an event, and was not refused; one that is `replayed` did not, but
+    it may have `got_key`, that of work which is asked for once.
     `begun`: it has been claimed since it was queued as new, by an operator's retry too, at
     `asked_at`. `outdated`: a rule has ended it before it started. `level` is its class.
     """
@@ -40,6 +41,7 @@ class ControlledRun(SimulatedRun):
     starts: list[datetime] = field(default_factory=list)
     accepted: bool = True
     replayed: bool = False
+    got_key: bool = False
     outdated: bool = False
     asked_at: datetime | None = None
     begun: bool = False
@@ -127,7 +129,8 @@ class Unique(Rule):
     """One run until it has ended; or for so long, unless it fails, is cancelled or outdated.
 
     For so long, the key is that of the run that got it last: the ones before have given it up. A
-    replay is not asked; until it has ended, its work is under way like any other.
+    replay is not asked; until it has ended, its work is under way like any other. For so long it
+    gets the key that nobody has.
     """
 
     name = "unique"
@@ -139,8 +142,18 @@ class Unique(Rule):
             return False
         if self.until is None:
             return any(each.is_unfinished for each in others)
-        last = max((each for each in others if each.accepted), key=_by_seq, default=None)
-        if last is None or last.state in (S.FAILED, S.CANCELLED) or last.outdated:
+        return self.is_held(others, now)
+
+    def is_held(self, others: Others, now: datetime) -> bool:
+        """Whether another run has the key for so long."""
+        got_it = (each for each in others if each.accepted or each.got_key)
+        last = max(got_it, key=_by_seq, default=None)
+        if (
+            self.until is None
+            or last is None
+            or last.state in (S.FAILED, S.CANCELLED)
+            or last.outdated
+        ):
             return False
         return last.accepted_at + self.until > now
 
@@ -278,6 +291,16 @@ class FlowControlSimulator(DispatchSimulator):
                 each.id for rule, others in seen for each in rule.cancels(run, others)
             ),
             skipped=frozenset(each.id for rule, others in seen for each in rule.skips(run, others)),
+        )
+
+    def gets_key(self, run: ControlledRun, now: datetime) -> bool:
+        """Whether a replay gets the key of work that is asked for once in a while."""
+        return any(
+            rule.until is not None
+            and rule.key(run) is not None
+            and not rule.is_held(list(self.others(rule, run)), now)
+            for rule in self.rules[run.flow.number]
+            if isinstance(rule, Unique)
         )
 
     def why_not(self, run: SimulatedRun) -> set[str]:

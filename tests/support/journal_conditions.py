@@ -191,22 +191,44 @@ class ConditionsContract:
             await finished(journal, first, S.SKIPPED)
             assert (await put(journal, asked(WEEK, unique="k"))).runs == (first.id,)
 
-    async def test_a_replay_holds_done_until_it_has_ended_and_no_duration(
-        self, tmp_path: Path
+    @pytest.mark.parametrize("conditions", [DONE, WEEK], ids=["done", "week"])
+    async def test_a_replay_has_the_key_that_the_failed_run_has_given_up(
+        self, tmp_path: Path, conditions: Conditions
     ) -> None:
         async with self.open(tmp_path) as journal:
-            for key, conditions in (("a", DONE), ("b", WEEK)):
-                first = asked(conditions, unique=key)
-                event = (await put(journal, first)).event_seq
-                await finished(journal, first, S.FAILED)
-                again = make_run(keys={"unique": key})
-                await journal.replay(event, [again], now=at(1))
-                second = await put(journal, asked(conditions, unique=key))
-                assert second.runs[0] == again.id or conditions is WEEK
-                assert bool(second.refused) is (conditions is DONE)
-                await finished(journal, again)
-                third = await put(journal, asked(conditions, unique=key))
-                assert bool(third.refused) is (conditions is WEEK), "the second has it"
+            first = asked(conditions, unique="k")
+            event = (await put(journal, first)).event_seq
+            await finished(journal, first, S.FAILED)
+            again = make_run(keys={"unique": "k"}, conditions=conditions.of_replay())
+            await journal.replay(event, [again], now=at(86_400))
+        async with self.open(tmp_path) as journal:
+            second = await put(journal, asked(conditions, unique="k"))
+            assert second.runs == (again.id,) and second.refused
+            await finished(journal, again)
+            for day, is_refused in ((7.9, True), (8, False)):
+                entry = Entry(event=make_event(), runs=[asked(conditions, unique="k")])
+                [appended] = await journal.append([entry], now=at(day * 86_400))
+                assert bool(appended.refused) is (is_refused and conditions is WEEK)
+                if conditions is DONE:
+                    break
+                assert appended.runs == (again.id,) or not is_refused
+
+    @pytest.mark.parametrize("fate", [S.FAILED, S.SUCCEEDED])
+    async def test_a_replay_takes_no_key_from_a_run_that_has_it(
+        self, tmp_path: Path, fate: RunState
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first = asked(WEEK, unique="k")
+            event = (await put(journal, first)).event_seq
+            await finished(journal, first, fate)
+            if fate is S.FAILED:
+                first = asked(WEEK, unique="k")
+                assert not (await put(journal, first)).refused
+            again = make_run(keys={"unique": "k"}, conditions=WEEK.of_replay())
+            assert not (await journal.replay(event, [again], now=at(1))).refused
+            assert (await put(journal, asked(WEEK, unique="k"))).runs == (first.id,)
+            await finished(journal, again, S.FAILED)
+            assert (await put(journal, asked(WEEK, unique="k"))).runs == (first.id,)
 
     async def test_a_pruned_failure_holds_no_key(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

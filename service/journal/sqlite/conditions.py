@@ -97,11 +97,10 @@ class Conditions:
         """Note that a run is stored, its row included: later ones are asked about it."""
         asked = run.conditions
         assert asked is not None
-        key = _key(run, UNIQUE_RULE)
-        if isinstance(asked.unique, timedelta) and key is not None:
-            until = at + asked.unique // MICROSECOND
-            values = (run.flow, key, run.seq, run.id, at, until)
-            self._connection.execute(_HOLD_UNIQUE, values)
+        if isinstance(asked.unique, timedelta):
+            self._hold_unique(run, asked.unique, at)
+        elif asked.takes_key is not None and self._unique(run, asked.takes_key, at) is None:
+            self._hold_unique(run, asked.takes_key, at)
         if asked.rate_limits:
             rate_limits.accept(self._connection, run, asked.rate_limits, at)
         if asked.forced:
@@ -122,6 +121,13 @@ class Conditions:
             return None
         words = f"run {row[1]} was asked for the same first (unique={key!r})"
         return _decision(run, Reason.UNIQUE, words, key, "unique=", row[1])
+
+    def _hold_unique(self, run: NewRun, lasts: timedelta, at: int) -> None:
+        """Let a run have its unique key for so long."""
+        key = _key(run, UNIQUE_RULE)
+        if key is not None:
+            values = (run.flow, key, run.seq, run.id, at, at + lasts // MICROSECOND)
+            self._connection.execute(_HOLD_UNIQUE, values)
 
     # ---------------------------------------------------------------- mode
 
