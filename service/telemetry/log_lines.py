@@ -59,6 +59,8 @@ def as_json(record: Fields) -> bytes:
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
         line = orjson.dumps(_clean(record), default=_text, option=options)
+        if len(line) > MAX_FIELD:
+            line = orjson.dumps(_nested_cut(record), default=_text, option=options)
     except (TypeError, RecursionError):  # a nested lone surrogate, an integer past 64 bits, a cycle
         plain = {name: _escape(_text(value)) for name, value in record.items()}
         line = orjson.dumps(plain, option=options)
@@ -71,6 +73,16 @@ def _clean(record: Fields) -> Fields:
         name: _cut(secrets.mask(value)) if isinstance(value, str) else value
         for name, value in record.items()
     }
+
+
+def _nested_cut(record: Fields) -> Fields:
+    """Return a record in which what is no text either is cut as text where it is too long."""
+    cut = _clean(record)
+    for name, value in cut.items():
+        if not isinstance(value, str | int | float | None):
+            text = orjson.dumps(value, default=_text, option=orjson.OPT_NON_STR_KEYS).decode()
+            cut[name] = value if len(text) <= MAX_FIELD else _cut(secrets.mask(text))
+    return cut
 
 
 def _escape_line(line: bytes) -> bytes:

@@ -18,6 +18,7 @@ from tests.support.attempts import attempts
 from turnout import current, flow, task
 from turnout.service.domain.run import RunState
 from turnout.service.telemetry import logs
+from turnout.service.telemetry.log_lines import MAX_FIELD
 
 AT = datetime(2025, 3, 1, 9, 15, 2, 123000, tzinfo=UTC)
 UNSEEN = "\u202e\u2066\u200b\u200d\ufeff\xad\U000e0041"
@@ -252,6 +253,18 @@ def test_a_closed_stream_stops_nobody() -> None:
     stream.close()
     logs.get_logger().info("nobody.hears")
     undo()
+
+
+def test_no_field_fills_the_log(stream: io.StringIO) -> None:
+    long = ["x" * 5000, {"y": "y" * 5000}]
+    logs.get_logger().info(
+        "much", text="z" * 20_000, nested=long, raw=b"r" * 20_000, small=["kept", {"as": 1}]
+    )
+    [line] = records(stream)
+    assert len(stream.getvalue()) < 4 * MAX_FIELD
+    assert line["text"].endswith("z… (20000 characters)")
+    assert line["nested"].startswith('["xxx') and line["nested"].endswith("y… (10013 characters)")
+    assert line["small"] == ["kept", {"as": 1}]
 
 
 def test_odd_values_are_written_somehow(stream: io.StringIO) -> None:
