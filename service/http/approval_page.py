@@ -1,6 +1,7 @@
 """The page of an approval: the question, the data that matter, and a form; no script.
 
-Everything it shows is escaped, for it comes from authors, senders and approvers.
+Everything it shows is escaped, for it comes from authors, senders, models and approvers. So are
+characters that cannot be seen: who approves must see what is approved, and in its order.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from turnout.service.domain.run import Run
 from turnout.service.governance.links import Question
 from turnout.service.journal.records import StepRecord
 from turnout.service.steps.approval import find_fields
+from turnout.service.telemetry.unseen import IN_TEXT, python_escape
 
 from .approval_form import form_fields, inputs
 
@@ -40,7 +42,7 @@ def question(
     fields = "" if declared is None else inputs(form_fields(declared), given, problem)
     alert = "" if problem is None else f'<p class="alert" role="alert">{escape(str(problem))}</p>'
     content = (
-        f"<h1>{escape(str(asked.get('text') or f'Approve: {name}?'))}</h1>"
+        f"<h1>{_shown(asked.get('text') or f'Approve: {name}?')}</h1>"
         f"{alert}{_facts(question, run, name)}{_data(asked.get('data'))}"
         f'<form method="post">{fields}{_person(given)}{_BUTTONS}</form>'
         '<p class="hint">This link answers once. Whoever holds it can answer: pass it on to nobody.'
@@ -76,16 +78,20 @@ def _data(data: Any) -> str:
     """Return the data that matter, each under its name."""
     if not isinstance(data, dict) or not data:
         return ""
-    rows = (f"<dt>{escape(str(key))}</dt><dd>{_value(value)}</dd>" for key, value in data.items())
+    rows = (f"<dt>{_shown(key)}</dt><dd>{_value(value)}</dd>" for key, value in data.items())
     return f"<dl>{''.join(rows)}</dl>"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, dict | list):
-        return f"<pre>{escape(json.dumps(value, indent=2, ensure_ascii=False))}</pre>"
+        return f"<pre>{_shown(json.dumps(value, indent=2, ensure_ascii=False))}</pre>"
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "none"}[value]
-    return escape(str(value))
+    return _shown(value)
+
+
+def _shown(value: object) -> str:
+    return escape(IN_TEXT.sub(python_escape, str(value)))
 
 
 def _person(given: Mapping[str, Any]) -> str:

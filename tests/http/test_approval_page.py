@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.support.program import Answer, Program, turnout, until
+from turnout.service.telemetry.unseen import IN_TEXT
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,11 @@ FLOWS = """
     async def asked(data: dict) -> dict:
         said = await approval(
             "purchasing", fields=Budget, text="Buy the <new> cutter?",
-            data={"supplier": "ACME & Sons", "lines": [{"sku": "L-1"}]}, timeout="2d",
+            data={
+                "supplier": "ACME & Sons", "lines": [{"sku": "L-1", "is\\u202e": "\\u200b"}],
+                "file\\u2066": "\\u202egpj.exe\\x1b[2J", "words": "two\\nlines",
+            },
+            timeout="2d",
         )
         return {"by": said.by, **said.fields.model_dump(mode="json")}
 """
@@ -105,6 +110,10 @@ def test_it_shows_the_question_the_data_and_an_input_for_each_field(program: Pro
     shown = page(program, opened(program)[1])
     assert "<h1>Buy the &lt;new&gt; cutter?</h1>" in shown.html
     assert "<dt>supplier</dt><dd>ACME &amp; Sons</dd>" in shown.html and "L-1" in shown.html
+    assert "<dt>file\\u2066</dt><dd>\\u202egpj.exe\\x1b[2J</dd>" in shown.html
+    assert "&quot;is\\u202e&quot;: &quot;\\u200b&quot;" in shown.html
+    assert "<dd>two\nlines</dd>" in shown.html
+    assert not IN_TEXT.search(shown.html), "what cannot be seen is written out"
     assert (
         "Asked of <b>purchasing</b> by flow <b>asked</b>" in shown.html
         and " UTC</time>" in shown.html
