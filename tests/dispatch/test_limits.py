@@ -19,6 +19,7 @@ from turnout.service.domain.run import Run, RunState
 from turnout.service.flowcontrol.limit import HeldLimit
 from turnout.service.operate.verbs import Cancel
 from turnout.service.project.check import check
+from turnout.testing.clock import START, Clock
 
 
 class Inside:
@@ -29,11 +30,19 @@ class Inside:
         self.most: dict[str, int] = {}
         self.started: list[Any] = []
 
-    async def run(self, *names: str, data: Any = None, seconds: float = 0.01) -> None:
+    async def run(
+        self,
+        *names: str,
+        data: Any = None,
+        seconds: float = 0.01,
+        together: asyncio.Event | None = None,
+    ) -> None:
         self.started.append(data)
         for name in names:
             self.now[name] = self.now.get(name, 0) + 1
             self.most[name] = max(self.most.get(name, 0), self.now[name])
+        if together is not None:
+            await together.wait()
         await asyncio.sleep(seconds)
         for name in names:
             self.now[name] -= 1
@@ -78,12 +87,14 @@ def limits_of(service: Running, name: str) -> Any:
 async def test_a_limit_with_a_name_is_one_limit_for_every_flow_that_says_it(
     tmp_path: Path,
 ) -> None:
-    seen = Inside()
+    seen, three = Inside(), asyncio.Event()
 
     def worker(name: str) -> Any:
         @flow(name=name, concurrency=limit("db", 3))
         async def work(event: Event) -> None:
-            await seen.run("db", name)
+            if len(seen.started) == 2:
+                three.set()  # it is the third
+            await seen.run("db", name, together=three)
 
         return work
 
@@ -405,7 +416,7 @@ async def test_runs_refused_at_two_keys_do_not_wake_each_other_for_ever(tmp_path
             limit(1, per=lambda event: event.data["account"], hold="run"),
             limit(1, per=lambda event: event.data["table"]),
         ],
-        retry=retry(3, delay="100ms", factor=1, jitter=False),
+        retry=retry(3, delay="1h", factor=1, jitter=False),
     )
     async def sync(event: Event) -> None:
         if event.data["account"] == 9:
@@ -415,7 +426,8 @@ async def test_runs_refused_at_two_keys_do_not_wake_each_other_for_ever(tmp_path
             failed.release()
             raise OSError("the table is locked")
 
-    async with running(tmp_path, [sync]) as service:
+    clock = Clock(START)
+    async with running(tmp_path, [sync], now=clock.now) as service:
         for account in (1, 2, 3):
             await service.send({"account": account, "table": 1, "fails": True})
             await failed.acquire()
@@ -423,12 +435,22 @@ async def test_runs_refused_at_two_keys_do_not_wake_each_other_for_ever(tmp_path
             await service.send({"account": account, "table": 1, "fails": False})
         await service.send({"account": 9, "table": 1, "fails": False})
         await began.wait()
+        clock.set(START + timedelta(hours=1))
+        service.process.clock_set()
         blocked = inside.scheduler(service.process).queue("sync").blocked
 
         async def retries_wait_for_the_table() -> bool:
             return sum(run.is_due for run in blocked.runs()) == 3
 
+        async def all_retry() -> bool:
+            return service.process.journal.counts()[0].get("retrying") == 3
+
         await eventually(retries_wait_for_the_table)
         release.set()
+        for _ in range(3):
+            await failed.acquire()
+        await eventually(all_retry)
+        clock.set(START + timedelta(hours=3))
+        service.process.clock_set()
         runs = await service.all_finished()
     assert {run.state for run in runs} == {RunState.SUCCEEDED}

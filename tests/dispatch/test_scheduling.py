@@ -21,6 +21,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Queued
 from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.operate.verbs import Cancel, Replay, Retry, SetLimit
+from turnout.testing.clock import START, Clock
 
 
 class Seen:
@@ -232,17 +233,19 @@ async def test_a_run_that_is_due_before_its_attempt_has_ended_starts(tmp_path: P
 
 
 async def test_a_limit_that_is_raised_starts_the_due_run_before_newer_ones(tmp_path: Path) -> None:
-    seen = Seen()
+    seen, clock = Seen(), Clock(START)
 
     @flow(concurrency=1)
     async def work(number: int) -> None:
         if number == 0:
-            await sleep("20ms")  # another run has its place when it is due
+            await sleep("1h")  # another run has its place when it is due
         await seen.run(number)
 
-    async with running(tmp_path, [work]) as service:
+    async with running(tmp_path, [work], now=clock.now) as service:
         await send(service, 0, 1, 2, 3)
         await seen.until(1)
+        clock.set(START + timedelta(hours=1))
+        service.process.clock_set()
 
         async def due() -> bool:
             return bool(service.process.dispatcher.known_due)
