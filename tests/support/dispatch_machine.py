@@ -230,7 +230,8 @@ class DispatchMachine(Machine):
         self.simulator.claimed([run.claim.run_id for run in result])
 
     def told_record_done(self, run: Any, outcome: Any, result: None) -> None:
-        self.simulator.recorded(run.claim.run_id, outcome.state, outcome.due_at)
+        due_at = self.at if outcome.state is S.QUEUED else outcome.due_at
+        self.simulator.recorded(run.claim.run_id, outcome.state, due_at)
 
     def told_cancel_done(self, _run_id: str, result: Sequence[Any]) -> None:
         for run in result:
@@ -279,7 +280,7 @@ class DispatchMachine(Machine):
             self.overridden[made.name].overridden = None
 
     def told_rescue_done(self, result: object) -> None:
-        self.simulator.rescued()
+        self.simulator.rescued(self.at)
 
     def code_began(self, run_id: str) -> int:
         """Hear that the code of an attempt begins."""

@@ -255,11 +255,11 @@ class DispatchSimulator:
             run.holds = run.holds and (run.dead or run.state in (S.RETRYING, S.WAITING))
         self._refresh()
 
-    def rescued(self) -> None:
-        """Learn that the next process has queued again what was running."""
+    def rescued(self, at: datetime) -> None:
+        """Learn that the next process has queued again what was running, at an instant."""
         for run in self.runs.values():
             if run.state is S.RUNNING:
-                run.state, run.deaths = S.QUEUED, run.deaths + 1
+                run.state, run.deaths, run.due_at = S.QUEUED, run.deaths + 1, at
         self._refresh()
 
     # ------------------------------------------------------------ the code of attempts
