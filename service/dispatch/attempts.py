@@ -186,7 +186,12 @@ class Attempts:
             previous.cancel()
         attempt = _RunningAttempt(entered, run, previous)
         self._running[run_id] = attempt
-        attempt.task = tasks.create_task(self._run(attempt, flow), context=self._context.copy())
+        work = self._run(attempt, flow)
+        try:
+            attempt.task = tasks.create_task(work, context=self._context.copy())
+        except RuntimeError:  # the service has failed and is ending
+            work.close()
+            raise
 
     def cancel(self, run_id: str) -> bool:
         """Cancel a run's attempt at its next await; False if it has none.
