@@ -34,8 +34,11 @@ RUN = [
     name
     for name, text in TEXTS.items()
     if name != "handlers/REFERENCE.md"  # its examples are run by tests/handlers/test_reference.py
-    and any(block.language in ("python", "bash") for block in blocks(text))
+    and any(block.language in ("python", "bash") and not block.system for block in blocks(text))
 ]
+
+SYSTEMS = {"celery": "tests/handlers/test_celery.py"}
+"""By another system that a block needs: the test that runs it, in an environment of its own."""
 
 PRINTED = {
     "README.md": {
@@ -148,6 +151,8 @@ def test_every_block_of_code_runs_in_order(
             terminal.write(flows, other)
             first_terminal.enter_context(terminal.serving(f"turnout serve {file}"))
         for block in blocks(TEXTS[page]):
+            if block.system:
+                continue  # run by the test that `SYSTEMS` names
             if block.language == "python":
                 terminal.write(block, page)
             elif block.language == "bash" and block.text.startswith("turnout serve"):
@@ -175,6 +180,8 @@ def test_every_language_is_one_that_is_run_or_judged() -> None:
     # mermaid: the pictures below; text: what programs print.
     known = {"bash", "python", "console", "mermaid", "text"}
     assert {block.language for block in blocks(EVERYTHING)} == known
+    assert {block.system for block in blocks(EVERYTHING)} == {"", *SYSTEMS}
+    assert all((CHECKOUT / test).exists() for test in SYSTEMS.values())
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -186,7 +193,8 @@ def test_what_a_page_names_exists(page: str) -> None:
     for path in named + mentioned:
         assert (CHECKOUT / path).exists(), path
     folder = (CHECKOUT / page).parent
-    for path in re.findall(r"`([\w./-]+\.(?:py|md))`", text):
+    files = {block.file for block in blocks(text)}
+    for path in set(re.findall(r"`([\w./-]+\.(?:py|md))`", text)) - files:
         assert (folder / path).exists() or (CHECKOUT / path).exists(), path
     for link, heading in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", text):
         target = ((CHECKOUT / page).parent / link) if link else CHECKOUT / page

@@ -23,7 +23,7 @@ import pytest
 
 from tests.support import CHECKOUT
 from tests.support.peer_server import Stub, stub
-from tests.support.program import Program, supervised, until
+from tests.support.program import Program, killed_once, supervised, until
 from turnout import flow, task
 from turnout.service.domain.run import RunState
 from turnout.service.project.loader import load_file
@@ -58,22 +58,6 @@ etl = load_file(EXAMPLES / "data" / "etl.py").etl
 dynamic = load_file(EXAMPLES / "dynamic.py").dynamic
 
 pytestmark = pytest.mark.slow
-
-
-def killed_once(code: str) -> str:
-    """Return sabotage: `code` may call `die()`, which kills the process the first time only."""
-    return f"""
-import os, signal
-from pathlib import Path
-
-def die():
-    marker = Path(os.environ["MARKER"])
-    if not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-{code}
-"""
 
 
 def program(name: str, folder: Path, web: Stub, sabotage: str = "") -> Program:

@@ -36,6 +36,7 @@ PAGES = tuple(
         "handlers/FLOW_CONTROL.md",
         "handlers/WINDOWS.md",
         "handlers/ACTIONS.md",
+        "handlers/HAND_OFFS.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",
@@ -54,9 +55,10 @@ _BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Block:
-    """One code block: its language, its place, and its text."""
+    """One code block: its language, what other system it needs to run, its place, and its text."""
 
     language: str
+    system: str
     line: int
     text: str
 
@@ -70,7 +72,7 @@ class Block:
 def blocks(text: str) -> list[Block]:
     """Return the code blocks in order."""
     return [
-        Block(found[1], text.count("\n", 0, found.start()) + 1, found[3])
+        Block(found[1], found[2].strip(), text.count("\n", 0, found.start()) + 1, found[3])
         for found in _BLOCK.finditer(text)
     ]
 
@@ -264,9 +266,21 @@ def fields_tables() -> str:
     return f"{_table(documents)}\n{_table(meanings)}"
 
 
+def example(path: str, system: str) -> str:
+    """Return an example as a code block, which needs `system` to run."""
+    file = CHECKOUT / "handlers" / "examples" / path
+    return f"```python {system}\n# {file.name}\n{file.read_text('utf-8')}```\n"
+
+
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
     "turnout": _reference.page,
+    "handlers/examples/systems/celery_orders.py": lambda: example(
+        "systems/celery_orders.py", "celery"
+    ),
+    "handlers/examples/systems/celery_worker.py": lambda: example(
+        "systems/celery_worker.py", "celery"
+    ),
     "handlers/flow.py": lambda: options_table("flow"),
     "triggers/webhook.py": lambda: options_table("webhook"),
     "triggers/files": lambda: options_table("files"),

@@ -310,6 +310,25 @@ class Program:
         return float(self.process().memory_info().rss) / 2**20
 
 
+def killed_once(code: str) -> str:
+    """Return sabotage: `code` may call `die()`, which kills the process the first time only.
+
+    The program's variable `MARKER` names the file that says that it has been killed.
+    """
+    return f"""
+import os, signal
+from pathlib import Path
+
+def die():
+    marker = Path(os.environ["MARKER"])
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+{code}
+"""
+
+
 @contextmanager
 def supervised(program: Program, *, most_restarts: int) -> Iterator[list[int]]:
     """Keep a started program running, as systemd would; yields the exit codes of its deaths.

@@ -71,12 +71,12 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """Run a Redis; yields its URL."""
+def redis(folder: Path, port: int | None = None) -> Iterator[str]:
+    """Run a Redis, on a free port if none is named; yields its URL."""
     program = shutil.which("redis-server")
     if program is None:
         raise Unavailable("there is no redis-server (apt-get install redis-server)")
-    place, port = folder / "redis", free_port()
+    place, port = folder / "redis", port or free_port()
     place.mkdir(parents=True)
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(place)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
