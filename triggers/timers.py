@@ -380,6 +380,9 @@ class _Watch:
             await self.store(events, {TICK: written_instant(latest)}, gives_up=True)
         except Paused:
             return False
+        stored_at = self._emit.now()
+        for instant, _ in ticks.emitted:
+            self._emit.late((stored_at - timer.starts_at(instant)).total_seconds())
         if ticks.dropped:
             self._emit.reject("missed", ticks.dropped)
         self.last = latest

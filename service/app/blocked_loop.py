@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from threading import Event, Thread
 from typing import NoReturn
@@ -20,6 +21,7 @@ from turnout.service.domain.units import format_duration
 from turnout.service.settings import Settings
 from turnout.service.steps.running_code import RunningCode, running_code
 from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.metrics import Metrics
 from turnout.service.telemetry.streams import real_stderr
 
 log = get_logger("turnout")
@@ -35,14 +37,20 @@ _PROCESSORS = 4
 _LONGEST_TIMER = 10.0**8
 
 
-async def watch_loop(settings: Settings) -> None:
-    """Warn when the loop was blocked for a second; end the process after `blocked_loop`."""
+async def watch_loop(settings: Settings, metrics: Metrics) -> None:
+    """Warn when the loop was blocked for a second; end the process after `blocked_loop`.
+
+    Each sign of life also tells how late the loop is.
+    """
     watchdog = _Watchdog(settings.blocked_loop)
     watchdog.start()
+    seconds = watchdog.slice_seconds / _SIGNS
     try:
         while True:
             watchdog.seen.set()
-            await asyncio.sleep(watchdog.slice_seconds / _SIGNS)
+            due = time.monotonic() + seconds
+            await asyncio.sleep(seconds)
+            metrics.loop_delay_seconds.observe(max(time.monotonic() - due, 0.0))
     finally:
         watchdog.stop()
 

@@ -1,4 +1,4 @@
-"""The metrics of what waits: due and scheduled runs of each flow, and the slots of named limits.
+"""The metrics of what waits: due and scheduled runs, and the slots of named limits.
 
 They are counted in the journal when somebody asks for metrics, on a reading thread. Counting a
 million queued runs takes up to a second, so a count is used again: the longer, the longer it took.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalError
@@ -17,6 +17,9 @@ from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import DueCount
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
+
+_SOON = timedelta(minutes=1)
+"""A run due so soon wants a process now."""
 
 _USED_AGAIN_SECONDS = 2.0
 _SHARE = 20  # of the time, at most one part in so many goes into counting
@@ -42,19 +45,25 @@ class DueMetrics:
         self._lock = asyncio.Lock()
         self._next_at = float("-inf")
 
-    async def refresh(self) -> None:
-        """Count anew, unless that was done just now; if the disk fails the last count stays."""
+    async def refresh(self) -> bool:
+        """Count anew, unless that was done just now; returns whether it was tried.
+
+        If the disk fails the last count stays.
+        """
         async with self._lock:
             loop = asyncio.get_running_loop()
             began = loop.time()
             if began < self._next_at:
-                return
+                return False
             with suppress(JournalError):
                 now = self._now()
                 counts = {each.flow: each for each in await self._journal.due_counts(now)}
+                soon = await self._journal.due_between(now, now + _SOON)
                 self._show(counts, now)
+                self._show_wanted(counts, soon)
                 ended = loop.time()
                 self._next_at = ended + max(_USED_AGAIN_SECONDS, _SHARE * (ended - began))
+            return True
 
     def _show(self, counts: Mapping[str, DueCount], now: datetime) -> None:
         """Show each flow that is served or has runs; a paused one has none that could start."""
@@ -69,6 +78,18 @@ class DueMetrics:
             seconds = (now - count.oldest).total_seconds() if is_due and count.oldest else 0
             metrics.oldest_due_seconds.labels(flow).set(max(seconds, 0))
         self._show_limits(counts)
+
+    def _show_wanted(self, counts: Mapping[str, DueCount], soon: Mapping[str, int]) -> None:
+        """Show how many runs a process is wanted for; not for those that may not start."""
+        due = {flow: count.due for flow, count in counts.items()}
+        self._metrics.wanted.set(
+            len(self._dispatcher.running)
+            + sum(
+                due.get(flow, 0) + soon.get(flow, 0)
+                for flow in {*due, *soon}
+                if self._dispatcher.may_start(flow)
+            )
+        )
 
     def _show_limits(self, counts: Mapping[str, DueCount]) -> None:
         """Show the limits that flows share by a name."""

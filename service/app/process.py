@@ -19,7 +19,6 @@ from typing import Any
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
-from turnout.service.domain.breaker import BreakerState
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
@@ -52,9 +51,9 @@ from turnout.service.steps.author_code import location_in
 from turnout.service.steps.dry_run import DryRun
 from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
-from turnout.service.telemetry.metrics import Counts, Metrics
+from turnout.service.telemetry.metrics import Metrics
 
-from .due_metrics import DueMetrics
+from .scrape import Scrape
 
 log = get_logger("turnout")
 
@@ -133,9 +132,6 @@ class Process:
         )
         self.overrides = Overrides(journal, self.dispatcher, tasks, now=now)
         self.pauses = Pauses(journal, self.dispatcher, self, self.emitters, tasks, now=now)
-        self.due_metrics = DueMetrics(
-            journal, self.dispatcher, metrics, project=lambda: self.project, now=now
-        )
         self.waiters = Waiters(journal, settings.max_waiters)
         self.absence = Absence(
             journal, lambda: self.emitters, tasks, now=now, recheck=lambda: self.windows.recheck()
@@ -193,14 +189,14 @@ class Process:
             closed=self.windows.begin,
         )
         self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
-        metrics.observe_counts(
-            lambda: Counts(
-                *journal.counts(),
-                journal.not_undone(),
-                self.dispatcher.held_slots(),
-                self.pools.waiting,
-                self._breaker_states(),
-            )
+        self.scrape = Scrape(
+            journal,
+            self.dispatcher,
+            self.pools,
+            metrics,
+            project=lambda: self.project,
+            statuses=lambda: [each.status for each in (self.api, *self.emitters.values())],
+            now=now,
         )
 
     def emitter(
@@ -284,14 +280,6 @@ class Process:
 
     def _event_ended(self, event_seq: int) -> None:
         self._tasks.create_task(self.after_run_actions.event_ended(event_seq))
-
-    def _breaker_states(self) -> dict[str, int]:
-        """Return the states of the breakers in use as numbers: 0 closed, 1 probing, 2 open."""
-        order = (BreakerState.CLOSED, BreakerState.PROBING, BreakerState.OPEN)
-        return {
-            each.stored.name: order.index(each.stored.state)
-            for each in self.dispatcher.breakers.statuses()
-        }
 
     # ------------------------------------------------------------ life
 

@@ -86,7 +86,7 @@ async def run_once(
                 now=clock.now, wall=clock.wall, dry_run=dry_run,
             )  # fmt: skip
             stack.push_async_callback(process.resources.stop)
-            watching = None if prepare else tasks.create_task(_watched(settings))
+            watching = None if prepare else tasks.create_task(_watched(settings, metrics))
             run_id = await _started(process, flow, asked)
             waits = Waits(process, wall, person, skips=skip_waits)
             run = await waits.until_ended(run_id)
@@ -96,9 +96,9 @@ async def run_once(
             return run
 
 
-async def _watched(settings: Settings) -> None:
+async def _watched(settings: Settings, metrics: Metrics) -> None:
     """Warn of code that blocks the loop, as the service does, but let it: nothing else waits."""
-    await watch_loop(settings.model_copy(update={"blocked_loop": LONGEST}))
+    await watch_loop(settings.model_copy(update={"blocked_loop": LONGEST}), metrics)
 
 
 async def _started(process: Process, flow: AnyFlow, asked: RunInput) -> str:

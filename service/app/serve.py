@@ -126,7 +126,7 @@ async def _live(
         problems=process.problems,
         warnings=process.warnings,
         rest=lambda: _load_rest(process),
-        count=process.due_metrics.refresh,
+        count=process.scrape.measure,
         now=process.wall,
     )
     server = Server(ingest, sock, settings)
@@ -190,7 +190,7 @@ def _watch(
     process: Process, journal: OpenJournal, clock: EngineClock, tasks: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
     return [
-        tasks.create_task(watch_loop(process.settings)),
+        tasks.create_task(watch_loop(process.settings, process.metrics)),
         tasks.create_task(_end_when_broken(journal)),
         tasks.create_task(watch_disk(journal)),
         tasks.create_task(watch_files(journal)),

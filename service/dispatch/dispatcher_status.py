@@ -94,6 +94,11 @@ class DispatcherStatus:
         """The seqs of the due runs in memory: a gate refuses them, or they are about to start."""
         return self._scheduler.known_due
 
+    @property
+    def queue_memory_bytes(self) -> int:
+        """The memory of queued runs that need not be read from the journal."""
+        return self._scheduler.queue_memory_bytes
+
     def next_alarm_at(self) -> datetime | None:
         """Return the next instant at which a run asks again that a gate has refused until then."""
         return self._scheduler.next_alarm_at()

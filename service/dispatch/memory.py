@@ -24,6 +24,11 @@ class Memory:
 
     left: int = MEMORY_BYTES
 
+    @property
+    def used_bytes(self) -> int:
+        """How much is charged now."""
+        return MEMORY_BYTES - self.left
+
     def charge(self, run: Queued) -> None:
         """Charge the memory of a run until `give_back`."""
         run.weight = _RUN_BYTES

@@ -231,6 +231,11 @@ class Scheduler:
         """The seqs of the due runs in memory."""
         return frozenset(self._known_due)
 
+    @property
+    def queue_memory_bytes(self) -> int:
+        """The memory of queued runs that were kept as they arrived."""
+        return self._memory.used_bytes
+
     def forget_due(self, seq: int) -> None:
         """Take a run from the journal again if it is due: it was claimed, or changed there."""
         self._known_due.discard(seq)

@@ -134,6 +134,9 @@ class Emitter(Protocol):
         events then waits for this.
         """
 
+    def late(self, seconds: float) -> None:
+        """Report how long after it was due an event was stored: `turnout_schedule_late_seconds`."""
+
     def lag(self, partition: str, count: float) -> None:
         """Report how much of `partition` is not read yet."""
 

@@ -91,7 +91,7 @@ class TriggerEmitter:
         self.status = status = Status(trigger.name, shared.metrics, now=shared.now)
         self.up, self.down, self.reject = status.up, status.down, status.reject
         self.lag, self.lags, self.show = status.lag, status.lags, status.show
-        self.up_to_date = status.up_to_date
+        self.up_to_date, self.late = status.up_to_date, status.late
         self.now, self.connection = shared.wall, shared.connection
         self.acts_after_runs = self.parts.after_run is not None
         self._shared = shared
@@ -212,7 +212,7 @@ class TriggerEmitter:
             self._positions.refused(moves, error)
         self.reject("refused", count)
 
-    def _receipt(self, routed: Routed, stored: Appended) -> Receipt:
+    def _receipt(self, routed: Routed, stored: Appended, accepted_at: datetime) -> Receipt:
         runs = routed.entry.runs
         has_ended = bool(runs) and _has_ended(runs[0], stored)
         if stored.duplicate or stored.conflict:
@@ -223,6 +223,7 @@ class TriggerEmitter:
             if routed.entry.members:
                 self._batches.joined(stored.deadline)
             self._accepted.inc()
+            self.status.last_event_at = accepted_at
             if self.acts_after_runs and has_ended and _have_ended(runs, stored):
                 self._shared.event_ended(stored.event_seq)
         return Receipt(

@@ -148,5 +148,5 @@ class ServiceHost:
             )
 
 
-def _has_conflict(_routed: Routed, stored: Appended) -> bool:
+def _has_conflict(_routed: Routed, stored: Appended, _at: datetime) -> bool:
     return stored.conflict

@@ -30,12 +30,14 @@ class Status:
     `problem` is why it is not watching now, `last_error` the last one that it had. `rejected`
     counts the input that became no event, by what became of it, since the process began. `accepts`
     says that it takes events now, `stays` that its positions are being moved: what it has accepted
-    runs here. `told_to` is the instant up to which all that the source held has been emitted;
-    `changed` is called whenever one of these may have changed.
+    runs here. `last_event_at` is when an event was last accepted, since the process began.
+    `told_to` is the instant up to which all that the source held has been emitted; `changed` is
+    called whenever one of these may have changed.
     """
 
     def __init__(self, trigger: str, metrics: Metrics, *, now: Callable[[], datetime]) -> None:
         self.trigger = trigger
+        self.last_event_at: datetime | None = None
         self.told_to: datetime | None = None
         self.changed: Callable[[], None] = _nothing
         self.problem: str | None = _STARTING
@@ -121,6 +123,10 @@ class Status:
         """Note that all that the source held so many seconds ago has been emitted."""
         self.told_to = self._now() - timedelta(seconds=seconds_ago)
         self.changed()
+
+    def late(self, seconds: float) -> None:
+        """Note how long after it was due an event was stored."""
+        self._metrics.schedule_late_seconds.labels(self.trigger).observe(max(seconds, 0.0))
 
     def lag(self, partition: str, count: float) -> None:
         """Note how much of `partition` is not read yet."""

@@ -65,13 +65,14 @@ class Submit:
         self,
         routed: Sequence[Routed],
         write: Write,
-        answer: Callable[[Routed, Appended], A],
+        answer: Callable[[Routed, Appended, datetime], A],
         refused: Callable[[BaseException], None] = _nothing,
     ) -> Future[list[A]]:
         """Return the answers, once the events are on disk and their runs started or queued.
 
-        `answer` is called for each event that is written, or was before; `refused` with the error
-        when the write fails: both also if the caller is gone by then. Raises what `write` raises.
+        `answer` is called for each event that is written, or was before, with the time of the
+        write; `refused` with the error when it fails: both also if the caller is gone by then.
+        Raises what `write` raises.
         """
         now = self._now()
         prepared: list[NewRun] = []
@@ -96,7 +97,7 @@ class Submit:
         self,
         routed: Sequence[Routed],
         accepted_at: datetime,
-        answer: Callable[[Routed, Appended], A],
+        answer: Callable[[Routed, Appended, datetime], A],
         refused: Callable[[BaseException], None],
         answers: Future[list[A]],
         written: Future[list[Appended]],
@@ -120,7 +121,7 @@ class Submit:
                     self._joined(one, stored, routed, results)
             if one.entry.topics:
                 woken = True
-            made.append(answer(one, stored))
+            made.append(answer(one, stored, accepted_at))
         if woken:
             self._dispatcher.recheck_due()
         if not answers.done():

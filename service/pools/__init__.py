@@ -30,7 +30,7 @@ from turnout.service.domain.errors import Exited
 from turnout.service.domain.flow import Pool
 from turnout.service.telemetry import logs
 
-from .limit import TimeLimit, Waiting
+from .limit import PoolCalls, TimeLimit
 from .worker import Worker, WorkerDied, request_of, value_of
 
 T = TypeVar("T")
@@ -60,12 +60,11 @@ class Pools:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._outdated: set[Worker] = set()
-        self._waiting: dict[str, Waiting] = {
-            "flow threads": Waiting(),
-            "step threads": Waiting(),
-            "processes": Waiting(),
+        self._calls: dict[str, PoolCalls] = {
+            "flow threads": PoolCalls(threads),
+            "step threads": PoolCalls(threads),
+            "processes": PoolCalls(count),
         }
-        self._sizes = {"flow threads": threads, "step threads": threads, "processes": count}
         self._late: set[TimeLimit] = set()
         self.steps = 0  # that run or are being recorded, here or on the loop
         # Before multiprocessing's own exit function, which would wait for workers to end.
@@ -115,7 +114,7 @@ class Pools:
                 return await self._in_process(
                     function, args, kwargs, name or _name(function), begun
                 )
-            call = _ThreadCall(self._waiting[f"{group} threads"], begun)
+            call = _ThreadCall(self._calls[f"{group} threads"], begun)
             return await call.run(self._threads[group], function, args, kwargs)
         except (SystemExit, KeyboardInterrupt) as error:
             raise Exited.of(error) from None
@@ -129,16 +128,14 @@ class Pools:
         begun: Callable[[], None] | None,
     ) -> Any:
         request = request_of(function, args, kwargs, name)
-        waiting, call = self._waiting["processes"], object()
-        waiting.enter(call, copy_context())
+        calls, call = self._calls["processes"], object()
+        calls.enter(call, copy_context())
         try:
-            await self._slots.acquire()
+            async with self._slots:
+                calls.begin(call)
+                answer = await self._exchange(request, name, begun)
         finally:
-            waiting.leave(call)
-        try:
-            answer = await self._exchange(request, name, begun)
-        finally:
-            self._slots.release()
+            calls.leave(call)
         return value_of(answer, name)
 
     async def _exchange(self, request: bytes, name: str, begun: Callable[[], None] | None) -> Any:
@@ -172,22 +169,32 @@ class Pools:
     @property
     def waiting(self) -> dict[str, int]:
         """How many calls wait for each pool."""
-        return {name: len(waiting) for name, waiting in self._waiting.items()}
+        return {name: calls.waiting for name, calls in self._calls.items()}
+
+    @property
+    def working(self) -> dict[str, int]:
+        """How many calls have a slot of each pool."""
+        return {name: calls.working for name, calls in self._calls.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many slots each pool has."""
+        return {name: calls.size for name, calls in self._calls.items()}
 
     def waits_for(self, run_id: str) -> str | None:
         """Return, in words, the pool a run waits for, None if it waits for none."""
-        for name, waiting in self._waiting.items():
-            if waiting.holds(run_id):
-                return f"one of the {self._sizes[name]} {name}, which are all busy"
+        for name, calls in self._calls.items():
+            if calls.has_waiting(run_id):
+                return f"one of the {calls.size} {name}, which are all busy"
         return None
 
     def warnings(self) -> dict[str, str]:
         """Return warnings about calls that wait or ignore their timeout, by topic."""
         told = {
-            name: f"all {self._sizes[name]} {name} are busy; calls that wait for one: "
-            f"{len(waiting)}, the first for {waiting.longest_seconds:.0f}s"
-            for name, waiting in self._waiting.items()
-            if waiting.longest_seconds > WAIT_SECONDS
+            name: f"all {calls.size} {name} are busy; calls that wait for one: "
+            f"{calls.waiting}, the first for {calls.longest_seconds:.0f}s"
+            for name, calls in self._calls.items()
+            if calls.longest_seconds > WAIT_SECONDS
         }
         if self._late:
             names = ", ".join(sorted({limit.name for limit in self._late}))
@@ -250,10 +257,10 @@ async def until_done(work: Future[T], stop: Callable[[], None]) -> T:
 class _ThreadCall:
     """One function running in a pool thread, and the asyncio task that waits for it."""
 
-    __slots__ = ("_begun", "_pending", "_stopped", "_waiting", "deadline", "loop", "task")
+    __slots__ = ("_begun", "_calls", "_pending", "_stopped", "deadline", "loop", "task")
 
-    def __init__(self, waiting: Waiting, begun: Callable[[], None] | None) -> None:
-        self._waiting = waiting
+    def __init__(self, calls: PoolCalls, begun: Callable[[], None] | None) -> None:
+        self._calls = calls
         self._begun = begun
         self.loop = asyncio.get_running_loop()
         self.task = caller()
@@ -271,7 +278,7 @@ class _ThreadCall:
         context = copy_context()
 
         def work() -> Any:
-            self._waiting.leave(self)
+            self._calls.begin(self)
             _thread.call = self
             if self._begun is not None:
                 self._begun()
@@ -282,11 +289,11 @@ class _ThreadCall:
             finally:
                 _thread.call = None
 
-        self._waiting.enter(self, context)
+        self._calls.enter(self, context)
         try:
             return await until_done(executor.submit(work), self.stop)
         finally:
-            self._waiting.leave(self)  # it may never have started
+            self._calls.leave(self)
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """From the thread: run a coroutine on the loop; ends early when the call is stopped."""

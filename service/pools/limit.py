@@ -22,32 +22,50 @@ PATIENCE_SECONDS = 5.0
 log = logs.get_logger("turnout.pools")
 
 
-class Waiting:
-    """The calls that wait for a slot in one pool, and since when; left from any thread."""
+class PoolCalls:
+    """The calls of one pool of `size` slots: which have one, and which wait for one since when.
 
-    def __init__(self) -> None:
-        self._calls: dict[object, tuple[Context, float]] = {}
+    Any thread may begin and leave.
+    """
 
-    def __len__(self) -> int:
-        return len(self._calls)
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._waiting: dict[object, tuple[Context, float]] = {}
+        self._working: set[object] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def working(self) -> int:
+        """How many calls have a slot."""
+        return len(self._working)
 
     def enter(self, call: object, context: Context) -> None:
         """Note a call that is handed to the pool."""
-        self._calls[call] = context, time.monotonic()
+        self._waiting[call] = context, time.monotonic()
+
+    def begin(self, call: object) -> None:
+        """Note that a call has its slot."""
+        self._working.add(call)
+        self._waiting.pop(call, None)
 
     def leave(self, call: object) -> None:
-        """Note that a call has its slot, or is called off."""
-        self._calls.pop(call, None)
+        """Note that a call has ended, or is called off."""
+        self._waiting.pop(call, None)
+        self._working.discard(call)
 
     @property
     def longest_seconds(self) -> float:
         """How long the call has waited that waits longest."""
         now = time.monotonic()
-        return max((now - since for _, since in list(self._calls.values())), default=0.0)
+        return max((now - since for _, since in list(self._waiting.values())), default=0.0)
 
-    def holds(self, run_id: str) -> bool:
+    def has_waiting(self, run_id: str) -> bool:
         """Whether a call of a run waits here."""
-        return any(_run_of(context) == run_id for context, _ in list(self._calls.values()))
+        return any(_run_of(context) == run_id for context, _ in list(self._waiting.values()))
 
 
 def _run_of(context: Context) -> object:

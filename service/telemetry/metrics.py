@@ -6,7 +6,7 @@ One registry per service, no multiprocess mode. Hot paths hold on to the labelle
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -21,6 +21,10 @@ from .meters import Counter, CounterFamily, Histogram, HistogramFamily
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_WAIT_SECONDS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600,
+)  # fmt: skip
+_DELAY_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 
@@ -60,14 +64,18 @@ class Metrics:
         self.attempts = counter("attempts", "Attempts by outcome.", "flow", "outcome")
         self.run_seconds = histogram("run_seconds", "How long one attempt of a run ran.", "flow")
         self.run_wait_seconds = histogram(
-            "run_wait_seconds", "From due to started, by what kept it waiting.", "flow", "cause"
-        )
+            "run_wait_seconds", "From due to started, by what kept it waiting.", "flow", "cause",
+            bounds=_WAIT_SECONDS,
+        )  # fmt: skip
         self.due_runs = gauge("due_runs", "Runs that could start now, and have not.", "flow")
         self.oldest_due_seconds = gauge(
             "oldest_due_seconds", "How long the first of them has been due; 0 without one.", "flow"
         )
         self.scheduled_runs = gauge(
             "scheduled_runs", "Runs whose time, or next try, has not come.", "flow"
+        )
+        self.wanted = gauge(
+            "wanted", "Runs that run, could start now, or will be due within a minute."
         )
         self.limit_used = gauge("limit_used", "Places in use at a named limit.", "limit")
         self.limit_max = gauge("limit_max", "Places of a named limit.", "limit")
@@ -79,6 +87,14 @@ class Metrics:
         self.trigger_figures = gauge(
             "trigger_figures", "A trigger's own figures, such as rebalances.", "trigger", "figure"
         )
+        self.schedule_late_seconds = histogram(
+            "schedule_late_seconds", "From when a tick was due to when it was stored.", "trigger",
+            bounds=_WAIT_SECONDS,
+        )  # fmt: skip
+        self.loop_delay_seconds = histogram(
+            "loop_delay_seconds", "How late the event loop called what was due, 4 times a second.",
+            bounds=_DELAY_SECONDS,
+        ).labels()  # fmt: skip
         self.journal_commit_seconds = histogram(
             "journal_commit_seconds", "One commit, fsync included.", bounds=_COMMIT_SECONDS
         ).labels()
@@ -92,6 +108,9 @@ class Metrics:
             "clock_behind_seconds", "How far the wall clock is behind what was recorded."
         )
         self.journal_size_bytes = gauge("journal_size_bytes", "Size of the journal on disk.")
+        self.disk_free_bytes = gauge(
+            "disk_free_bytes", "Space that the journal has left; see min_free_bytes."
+        )
 
     @lru_cache(maxsize=4096)  # noqa: B019  one registry lives as long as its process
     def of_step(self, flow: str, task: str, outcome: str) -> tuple[Histogram, Counter]:
@@ -107,16 +126,21 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Gauges whose values are kept elsewhere: runs, dead letters, slots, calls, breakers."""
+    """Gauges whose values are kept elsewhere: runs, slots, calls, breakers, queues, last events."""
 
-    runs_by_state: Mapping[str, int]
-    dead_letters_by_flow: Mapping[str, int]
-    not_undone_by_flow: Mapping[str, int]
-    slots_by_flow: Mapping[str, int]
-    waiting_by_pool: Mapping[str, int]
-    breakers_by_dependency: Mapping[str, int]
+    runs_by_state: Mapping[str, int] = field(default_factory=dict)
+    dead_letters_by_flow: Mapping[str, int] = field(default_factory=dict)
+    not_undone_by_flow: Mapping[str, int] = field(default_factory=dict)
+    slots_by_flow: Mapping[str, int] = field(default_factory=dict)
+    waiting_by_pool: Mapping[str, int] = field(default_factory=dict)
+    used_by_pool: Mapping[str, int] = field(default_factory=dict)
+    size_by_pool: Mapping[str, int] = field(default_factory=dict)
+    breakers_by_dependency: Mapping[str, int] = field(default_factory=dict)
+    last_event_by_trigger: Mapping[str, float] = field(default_factory=dict)
+    queue_memory_bytes: int = 0
+    queued_writes: int = 0
 
 
 class _Observed(Collector):
@@ -142,16 +166,39 @@ class _Observed(Collector):
                 counts.waiting_by_pool,
             ),
             (
+                "pool_used",
+                "Threads or worker processes that work for a call.",
+                "pool",
+                counts.used_by_pool,
+            ),
+            ("pool_max", "Threads or worker processes there may be.", "pool", counts.size_by_pool),
+            (
                 "breaker_state",
                 "0 while runs that need it may start, 1 while one tries it, 2 while they wait.",
                 "dependency",
                 counts.breakers_by_dependency,
+            ),
+            (
+                "trigger_last_event_timestamp_seconds",
+                "When its last event was accepted; absent if none is among the newest 50,000.",
+                "trigger",
+                counts.last_event_by_trigger,
             ),
         ):
             family = GaugeMetricFamily(f"turnout_{name}", text, labels=[label])
             for value, count in values.items():
                 family.add_metric([value], count)
             yield family
+        yield GaugeMetricFamily(
+            "turnout_queue_memory_bytes",
+            "Memory of queued runs that need not be read from the journal: about 24 MiB at most.",
+            value=counts.queue_memory_bytes,
+        )
+        yield GaugeMetricFamily(
+            "turnout_journal_queued_writes",
+            "Writes that wait for the commit under way or the next one.",
+            value=counts.queued_writes,
+        )
 
     def describe(self) -> list[GaugeMetricFamily]:
         return []

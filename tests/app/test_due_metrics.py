@@ -38,7 +38,7 @@ async def paused() -> None: ...
 
 async def gauges(service: Running, name: str) -> dict[str, float]:
     """Return the values of a gauge, by flow."""
-    await service.process.due_metrics.refresh()
+    await service.process.scrape.measure()
     lines = service.process.metrics.render().decode().splitlines()
     found = [line for line in lines if line.startswith(f"turnout_{name}{{")]
     return {line.split('"')[1]: float(line.split()[-1]) for line in found}
@@ -68,6 +68,31 @@ async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -
     assert oldest["work"] > 0 and oldest["paused"] == 0
     assert scheduled["retries"] >= 1
     assert scheduled["work"] == 0
+
+
+@flow(retry=retry(1, delay="40s", jitter=False))
+async def retries_soon() -> None:
+    raise ConnectionError("no answer")
+
+
+async def test_a_process_is_wanted_for_what_runs_and_is_due_within_a_minute(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, [work, retries, retries_soon, paused]) as service:
+        await service.process.operator.do(Pause("paused"))
+        for number in range(3):
+            await service.emitter([make_event(number)])
+
+        async def are_as_they_stay() -> bool:
+            states = service.process.journal.counts()[0]
+            return (states.get("running"), states.get("retrying")) == (1, 6)
+
+        await eventually(are_as_they_stay)
+        await service.process.scrape.measure()
+        text = service.process.metrics.render().decode()
+        proceed.set()
+    # One works and two are due, three are tried again in 40 s; not in an hour, and no paused one.
+    assert "turnout_wanted 6.0" in text
 
 
 async def test_a_named_limit_shows_its_places_and_what_waits(tmp_path: Path) -> None:

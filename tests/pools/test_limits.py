@@ -66,7 +66,8 @@ async def test_a_call_cancelled_while_it_waits_never_runs_and_waits_no_more() ->
             second = tasks.create_task(made.call(ran.append, (1,), {}, timeout_seconds=5))
             await eventually(waits)
             second.cancel()
-        assert made.waiting == {"flow threads": 0, "step threads": 0, "processes": 0}
+        none = {"flow threads": 0, "step threads": 0, "processes": 0}
+        assert (made.waiting, made.working) == (none, none)
     assert not ran
 
 
@@ -183,7 +184,8 @@ def test_runs_that_wait_for_a_thread_are_told_of_by_readyz_show_metrics_and_log(
         assert ready.json["ready"]
         (warning,) = ready.json["warnings"]
         assert warning.startswith("all 1 flow threads are busy; calls that wait for one: 1")
-        assert program.metrics("turnout_pool_waiting")['pool="flow threads"'] == 1
+        for name in ("waiting", "used", "max"):
+            assert program.metrics(f"turnout_pool_{name}")['pool="flow threads"'] == 1
         shown = [turnout("show", run, "--json", "--data", data).stdout for run in runs]
         assert [json.loads(text)["waits_for"] for text in shown] == [
             None,

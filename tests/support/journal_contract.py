@@ -1835,6 +1835,7 @@ class JournalContract:
             counts = {each.flow: each for each in await journal.due_counts(at(55))}
             assert counts["bill"] == DueCount("bill", 4, NOW, 0)
             assert counts["nap"] == DueCount("nap", 1, at(20), 0)
+            assert await journal.due_between(at(5), at(50)) == {"bill": 1, "nap": 1}
 
     # ---------------------------------------------------------------- cache
 

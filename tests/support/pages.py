@@ -128,7 +128,7 @@ def metrics_table() -> str:
 
 def _metrics() -> Iterator[tuple[str, str, str]]:
     metrics = Metrics()
-    metrics.observe_counts(lambda: Counts({}, {}, {}, {}, {}, {}))
+    metrics.observe_counts(Counts)
     wrappers = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
     # The labels' names are public in the exposition only, once a child exists.
     named: dict[str, tuple[str, ...]] = {

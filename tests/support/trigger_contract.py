@@ -61,6 +61,7 @@ class RecordingEmitter:
         self.figures: dict[str, float] = {}
         self.connections: dict[str, Mapping[str, Any]] = {"files": {}}
         self.told_at = 0.0
+        self.late_seconds: list[float] = []
         self.is_up = False
         self.down_reason: str | None = None
         self.refused = 0
@@ -140,6 +141,9 @@ class RecordingEmitter:
 
     def up_to_date(self, seconds_ago: float = 0) -> None:
         self.told_at = asyncio.get_running_loop().time() - seconds_ago
+
+    def late(self, seconds: float) -> None:
+        self.late_seconds.append(seconds)
 
     def lag(self, partition: str, count: float) -> None:
         self.lags[partition] = count

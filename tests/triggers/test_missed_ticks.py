@@ -67,6 +67,9 @@ def test_missed_ticks_follow_the_policy(
             assert dues(emit) == emitted
             assert [missed(event) for event in emit.events] == stands_for
             assert emit.rejected["missed"] == dropped
+            assert emit.late_seconds == [
+                pytest.approx((wall() - due).total_seconds(), abs=63) for due in emitted
+            ]
             await passes(HOUR)
             assert dues(emit) == [*emitted, clock(15)]
             assert missed(emit.events[-1]) == 0

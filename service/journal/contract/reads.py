@@ -66,6 +66,9 @@ class RunReads(Protocol):
     async def due_counts(self, now: datetime) -> list[DueCount]:
         """Return for each flow with unfinished runs how many are due, or will be."""
 
+    async def due_between(self, after: datetime, until: datetime) -> dict[str, int]:
+        """Return, by flow, how many runs become due after one instant and until another."""
+
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""
 

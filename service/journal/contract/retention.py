@@ -66,6 +66,13 @@ class Retention(Writable, Clearing, Protocol):
     def size_bytes(self) -> int:
         """Return the journal's size on disk, its log and large results included."""
 
+    def free_bytes(self) -> int:
+        """Ask the disk how much space the journal has left; not on the loop: a disk may hang."""
+
+    @property
+    def queued_writes(self) -> int:
+        """How many writes are not committed yet; from memory."""
+
     @property
     def short_of_space(self) -> str | None:
         """None while the disk has enough free space for new events, else how much is missing."""

@@ -19,7 +19,7 @@ _MEASURE_SECONDS = 0.25
 
 
 class DiskSpace:
-    """The disk space the writing thread last measured; any thread may read `used_bytes`."""
+    """The disk space the writing thread last measured; any thread may read what is public."""
 
     def __init__(self, connection: apsw.Connection, folder: Path, min_free_bytes: int) -> None:
         self._connection = connection
@@ -28,6 +28,7 @@ class DiskSpace:
         self._min_free = min_free_bytes
         self._measured = 0.0
         self._free_bytes = 0
+        self._reusable_bytes = 0
         self.used_bytes = 0
         self.measure()
 
@@ -36,11 +37,15 @@ class DiskSpace:
         self._measured = time.monotonic()
         pragma = self._connection.pragma
         page_bytes = int(pragma("page_size"))
-        reusable = int(pragma("freelist_count")) * page_bytes
+        self._reusable_bytes = int(pragma("freelist_count")) * page_bytes
         log_bytes = self._log.stat().st_size if self._log.exists() else 0
-        self.used_bytes = int(pragma("page_count")) * page_bytes - reusable + log_bytes
+        self.used_bytes = int(pragma("page_count")) * page_bytes - self._reusable_bytes + log_bytes
+        self._free_bytes = self.read_free_bytes()
+
+    def read_free_bytes(self) -> int:
+        """Return the free space as it is now, and the pages for reuse as last measured."""
         disk = os.statvfs(self._folder)
-        self._free_bytes = disk.f_bavail * disk.f_frsize + reusable
+        return disk.f_bavail * disk.f_frsize + self._reusable_bytes
 
     def check(self) -> Overloaded | None:
         """Measure if the last measurement is old, and return `refusal`: for the writing thread."""

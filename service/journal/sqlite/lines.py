@@ -50,5 +50,10 @@ def due_counts(connection: apsw.Connection, now: datetime) -> list[DueCount]:
     return list(counts.values())
 
 
+def due_between(connection: apsw.Connection, after: datetime, until: datetime) -> dict[str, int]:
+    """Return, by flow, how many runs become due after one instant and until another."""
+    return dict(_rows(connection, "due_between", micros(after), micros(until)))
+
+
 def _rows(connection: apsw.Connection, name: str, *values: Any) -> list[Any]:
     return connection.execute(_SQL[name], values).fetchall()

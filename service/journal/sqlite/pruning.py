@@ -140,6 +140,15 @@ class Pruning(Calls):
         """
         return self._disk_space.used_bytes + self._blobs.used_bytes
 
+    def free_bytes(self) -> int:
+        """Return the space that the journal has left on its disk, pages for reuse included."""
+        return self._disk_space.read_free_bytes()
+
+    @property
+    def queued_writes(self) -> int:
+        """How many writes are not committed yet."""
+        return self._writer.queued
+
     @property
     def writable(self) -> str | None:
         """None while writes work, else the reason (disk full, broken)."""

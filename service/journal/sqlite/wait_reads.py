@@ -50,6 +50,10 @@ class WaitReading(Reading):
         """Return for each flow with unfinished runs how many are due, or will be."""
         return await self.read(lambda connection: lines.due_counts(connection, now))
 
+    async def due_between(self, after: datetime, until: datetime) -> dict[str, int]:
+        """Return, by flow, how many runs become due after one instant and until another."""
+        return await self.read(lambda connection: lines.due_between(connection, after, until))
+
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""
         asked = (dump_list(run_seqs), _MOST_OPEN_STEPS)

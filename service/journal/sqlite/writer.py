@@ -110,6 +110,11 @@ class Writer:
         self._queue.put(job)
         return future
 
+    @property
+    def queued(self) -> int:
+        """How many jobs are not written yet, those of the batch in progress included."""
+        return self._queue.qsize() + len(self._in_progress)
+
     def give_up(self, reason: str) -> None:
         """Stop writing: the journal cannot be trusted. Call on the loop's thread only."""
         self.broken = self.broken or reason

@@ -71,6 +71,13 @@ SELECT flow, count(*), min(due_at), sum(state != 'waiting') FROM runs INDEXED BY
 WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting') AND due_at <= ?1
 GROUP BY flow;
 
+-- name: due_between
+-- How many runs of each flow that wait for their time become due after ?1 and until ?2.
+SELECT flow, count(*) FROM runs INDEXED BY runs_due
+WHERE (state = 'scheduled' OR state = 'retrying' OR state = 'waiting')
+    AND due_at > ?1 AND due_at <= ?2
+GROUP BY flow;
+
 -- name: scheduled_by_flow
 -- How many runs of each flow are scheduled or retrying, due or not.
 SELECT flow, count(*) FROM runs INDEXED BY runs_by_state

@@ -1,0 +1,85 @@
+"""What an operator's Prometheus reads of a real service: every answer is there, and well formed."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.support.program import Program
+from tests.support.prometheus import prometheus, promtool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+LAST = "turnout_trigger_last_event_timestamp_seconds"
+
+FLOWS = """
+import time
+from datetime import timedelta
+from pathlib import Path
+from turnout import every, flow, sleep, webhook
+
+@flow(on=webhook("/holds"))
+def holds(data: dict) -> None:
+    while not Path(data["until"]).exists():
+        time.sleep(0.01)
+
+@flow(on=webhook("/blocks"))
+async def blocks(data: dict) -> None:
+    time.sleep(0.3)
+
+@flow(on=webhook("/sleeps"))
+async def sleeps(data: dict) -> None:
+    await sleep(timedelta(seconds=data["seconds"]))
+
+@flow(on=webhook("/quiet"))
+async def quiet(data: dict) -> None: ...
+
+@flow(on=every("100ms", name="beat"))
+async def beat() -> None: ...
+"""
+
+
+def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
+    flows, go_on = tmp_path / "flows.py", tmp_path / "go-on"
+    flows.write_text(FLOWS)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log")
+    with program.start():
+        program.ready()
+        program.post("quiet", {})
+        accepted_at = datetime.now(UTC).timestamp()
+        program.stop()
+        program.start().ready()
+        program.post("holds", {"until": str(go_on)})
+        for seconds in (30, 300):
+            program.post("sleeps", {"seconds": seconds})
+        program.post("blocks", {})
+        free = shutil.disk_usage(tmp_path).free
+        with prometheus(tmp_path, scrapes=program.port) as operator:
+            for fact in (
+                # Is a thread or a process free, and how many are there?
+                'turnout_pool_used{pool="flow threads"} == 1',
+                'turnout_pool_max{pool="step threads"} == 32',
+                # Is a process wanted: for the run that holds a thread and the one due soon?
+                "turnout_wanted >= 2 < 4",
+                # Do ticks come in time?
+                'turnout_schedule_late_seconds_bucket{trigger="beat", le="5.0"} > 1',
+                # When did a trigger last bring something, also before the restart?
+                f'abs({LAST}{{trigger="webhook:/quiet"}} - {accepted_at}) < 2',
+                f'time() - {LAST}{{trigger="beat"}} < 5',
+                # Was the event loop held up?
+                "turnout_loop_delay_seconds_count"
+                ' - ignoring(le) turnout_loop_delay_seconds_bucket{le="0.1"} > 0',
+                # Is the disk full, does it keep up, do queues take memory?
+                f"abs(turnout_disk_free_bytes - {free}) < {2**30}",
+                "turnout_journal_queued_writes < 100",
+                "turnout_queue_memory_bytes < 1e6",
+            ):
+                operator.until(fact)
+            go_on.touch()
+            operator.until('turnout_pool_used{pool="flow threads"} == 0')
+        scraped = program.ask("/metrics")
+        assert scraped is not None
+        promtool("check", "metrics", given=scraped.body)
