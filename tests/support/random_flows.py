@@ -60,7 +60,6 @@ class StartChecker:
     ends: Counter[str] = field(default_factory=Counter)
     touched: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
-    disordered: set[tuple[str, str]] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -106,7 +105,7 @@ class StartChecker:
         if any(name == kind and other["k"] == data["k"] for name, other in running):
             self.violations.append(f"two at once of the key {key}")
         holder = self.open.get(key, run_id)
-        excused = holder in self.touched | self.dropped or key in self.disordered or kind == "child"
+        excused = holder in self.touched | self.dropped or kind == "child"
         if holder != run_id and not excused:
             self.violations.append(
                 f"{kind} {run_id} {data} overtook the holder of its key {holder}"
