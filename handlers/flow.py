@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
@@ -14,6 +14,7 @@ from turnout.service.domain.conditions import Conditions, Mode
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow, Pool
+from turnout.service.domain.labels import Label, checked_labels
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
 from turnout.service.domain.units import parse_timeout
@@ -156,6 +157,7 @@ def flow(
     name: str | None = ...,
     was: str | None = ...,
     owner: str | None = ...,
+    metrics: Mapping[str, Label] | None = ...,
     version: str | int | None = ...,
 ) -> FlowDecorator: ...
 def flow(
@@ -186,6 +188,7 @@ def flow(
     name: str | None = None,
     was: str | None = None,
     owner: str | None = None,
+    metrics: Mapping[str, Label] | None = None,
     version: str | int | None = None,
 ) -> Any:
     """Declare a flow: with `@flow(on=every("15m"))` each event starts a run of the function.
@@ -237,6 +240,8 @@ def flow(
     * `name`: the flow's name, if it is not the function's
     * `was`: the flow's old name, whose runs it adopts
     * `owner`: who answers for it, a person or a team, as `turnout explain` shows
+    * `metrics`: labels of its own on the count of its runs, `{"region": label(…, values=[…])}`; 3
+      at most
     * `version`: the version of its sequence of steps: runs that wait go on over any change of the
       code while it is the same; under another one a sequence that differs fails them as
       `code_changed`
@@ -286,6 +291,7 @@ def flow(
                 on_failure=_hook(on_failure),
                 was=None if was is None else checked_name(was),
                 owner=_owner(owner),
+                metrics=checked_labels(metrics),
                 version=_version(version),
                 file=code.co_filename,
                 line=code.co_firstlineno,

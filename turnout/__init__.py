@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from turnout.handlers.task import task as task
     from turnout.service.domain.errors import Overloaded as Overloaded
     from turnout.service.domain.event import Event as Event
+    from turnout.service.domain.labels import label as label
     from turnout.service.domain.pending import Pending as Pending
     from turnout.service.domain.pending import PollTimeout as PollTimeout
     from turnout.service.domain.resource import resource as resource
@@ -113,6 +114,7 @@ _ROOMS = {
     "rate_limit": "service.flowcontrol.rate_limit",
     "throttle": "service.flowcontrol.throttle",
     "secret": "service.governance.secrets",
+    "label": "service.domain.labels",
     "Pending": "service.domain.pending",
     "PollTimeout": "service.domain.pending",
     "resource": "service.domain.resource",

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from turnout.service.dispatch.dispatcher import Dispatcher
@@ -34,6 +33,7 @@ from turnout.service.intake.cancels import CancellingEvents
 from turnout.service.intake.emitter import EmitterParts, TriggerEmitter, fed_by
 from turnout.service.intake.overrides import Overrides
 from turnout.service.intake.pauses import Pauses
+from turnout.service.intake.run_counts import RunCounts
 from turnout.service.intake.run_host import ServiceHost
 from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
@@ -145,7 +145,8 @@ class Process:
             told=self.absence.told,
             held=self.absence.held,
         )
-        submit = Submit(self.dispatcher, self.windows, metrics, now=now)
+        self.run_counts = RunCounts(metrics)
+        submit = Submit(self.dispatcher, self.windows, metrics, self.run_counts, now=now)
         executor.set_host(
             ServiceHost(
                 journal,
@@ -188,7 +189,6 @@ class Process:
             stopped=self._trigger_stopped,
             closed=self.windows.begin,
         )
-        self._ended = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
         self.scrape = Scrape(
             journal,
             self.dispatcher,
@@ -215,7 +215,7 @@ class Process:
             if outcome.state is RunState.RETRYING and outcome.counts:
                 self._tell_retried(run, outcome)
             return
-        self._ended(run.flow, outcome.state).inc()
+        self.run_counts.count(run.flow, outcome.state, run.event)
         if run.dead and outcome.undo == "done":  # an operator resumed the undo
             log.info("run.undone", flow=run.flow, run=run.claim.run_id)
         elif outcome.state is RunState.FAILED and outcome.error is not None:
@@ -264,7 +264,7 @@ class Process:
 
     def _run_ended_early(self, run: Run) -> None:
         """Tell those who wait for a run that a rule has ended while it was not running."""
-        self._ended(run.flow, run.state).inc()
+        self.run_counts.count(run.flow, run.state, None)
         self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
         if run.events > 1:
             self._tasks.create_task(self._members_ended(run.seq))
@@ -314,6 +314,7 @@ class Process:
         self.project = project
         self.awaited.serve(project.flows.values())
         self.cancelling.serve(project.flows.values())
+        self.run_counts.serve(project.flows.values())
         self.dispatcher.serve(project.flows.values(), self.pauses.stopped(project.flows))
         for name, trigger in project.triggers.items():
             known = self.emitters.get(name)

@@ -20,6 +20,7 @@ from .condition import Condition, condition_of
 from .conditions import Conditions
 from .errors import SetupError
 from .event import Event
+from .labels import Label
 from .retry import RetryPolicy
 from .trigger import Trigger
 from .windows.firing import Firing, firing_of
@@ -132,6 +133,7 @@ class Flow(Generic[P, R]):
     on_failure: Callable[..., Any] | None = None
     was: str | None = None
     owner: str | None = None
+    metrics: Mapping[str, Label] = field(default_factory=dict)
     version: str | None = None
     file: str = ""
     line: int = 0

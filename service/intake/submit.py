@@ -25,6 +25,7 @@ from turnout.service.telemetry.metrics import Metrics
 from .batch_fill import called_with, to_prepare
 from .questions import FILTER_ERROR
 from .router import Routed
+from .run_counts import RunCounts
 from .windows import WindowDeadlines
 
 log = get_logger("turnout")
@@ -51,6 +52,7 @@ class Submit:
         dispatcher: Dispatcher,
         windows: WindowDeadlines,
         metrics: Metrics,
+        ended: RunCounts,
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -58,7 +60,7 @@ class Submit:
         self._windows = windows
         self._decisions = metrics.decisions
         self._filter_errors = metrics.filter_errors
-        self._runs_ended = metrics.runs_ended
+        self._ended = ended
         self._now = now
 
     def __call__(
@@ -137,7 +139,7 @@ class Submit:
                 self._tell_failed(run, event, run.error)
             if stored.refused and run.id in stored.refused:
                 self._dispatcher.take_back(run)
-                self._runs_ended.labels(run.flow, RunState.SKIPPED).inc()
+                self._ended.count(run.flow, RunState.SKIPPED, event)
             else:
                 self._dispatcher.start_or_enqueue(run, event, stored, arguments, accepted_at)
         if one.entry.decisions:
@@ -175,7 +177,7 @@ class Submit:
 
     def _tell_failed(self, run: NewRun, event: Event, error: RunError) -> None:
         """Log and count a run that is a dead letter as it is stored, since it could not start."""
-        self._runs_ended.labels(run.flow, RunState.FAILED).inc()
+        self._ended.count(run.flow, RunState.FAILED, event)
         if error.type == FILTER_ERROR:
             self._filter_errors.labels(run.flow).inc()
             log.error(

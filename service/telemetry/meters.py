@@ -18,6 +18,9 @@ from prometheus_client.registry import Collector
 
 M = TypeVar("M")
 
+OwnLabels = tuple[tuple[str, str], ...]
+"""Labels that only some meters of a family have, with their values."""
+
 
 class Counter:
     """A number that only grows."""
@@ -114,6 +117,18 @@ class CounterFamily(_Family[Counter]):
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
         super().__init__(name, text, labels, Counter)
+        self._made_with_own: dict[tuple[tuple[str, ...], OwnLabels], Counter] = {}
+
+    def labels_with_own(self, *values: str, own: OwnLabels) -> Counter:
+        """Return the counter for these values and labels that others of the family do not have.
+
+        To Prometheus a label that is not there is empty, so sums over the others are as before.
+        """
+        key = tuple(map(str, values)), own
+        counter = self._made_with_own.get(key)
+        if counter is None:
+            counter = self._made_with_own.setdefault(key, Counter())
+        return counter
 
     def _empty(self) -> CounterMetricFamily:
         return CounterMetricFamily(self._name, self._text, labels=self._labels)
@@ -123,6 +138,11 @@ class CounterFamily(_Family[Counter]):
         family = self._empty()
         for values, counter in list(self._made.items()):
             family.add_metric(values, counter.value)
+        for (values, own), counter in list(self._made_with_own.items()):
+            names = [*self._labels, *(name for name, _ in own)]
+            with_own = CounterMetricFamily(self._name, self._text, labels=names)
+            with_own.add_metric([*values, *(value for _, value in own)], counter.value)
+            family.samples += with_own.samples
         yield family
 
 

@@ -19,7 +19,7 @@ FLOWS = """
 import time
 from datetime import timedelta
 from pathlib import Path
-from turnout import every, flow, sleep, webhook
+from turnout import every, flow, label, sleep, webhook
 
 @flow(on=webhook("/holds"))
 def holds(data: dict) -> None:
@@ -36,6 +36,12 @@ async def sleeps(data: dict) -> None:
 
 @flow(on=webhook("/quiet"))
 async def quiet(data: dict) -> None: ...
+
+@flow(
+    on=webhook("/tells"),
+    metrics={"region": label(lambda event: event.data["region"], values=["eu"])},
+)
+async def tells(data: dict) -> None: ...
 
 @flow(on=every("100ms", name="beat"))
 async def beat() -> None: ...
@@ -56,6 +62,8 @@ def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
         for seconds in (30, 300):
             program.post("sleeps", {"seconds": seconds})
         program.post("blocks", {})
+        for region in ("eu", "nowhere", "elsewhere"):
+            program.post("tells", {"region": region})
         free = shutil.disk_usage(tmp_path).free
         with prometheus(tmp_path, scrapes=program.port) as operator:
             for fact in (
@@ -76,6 +84,10 @@ def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
                 f"abs(turnout_disk_free_bytes - {free}) < {2**30}",
                 "turnout_journal_queued_writes < 100",
                 "turnout_queue_memory_bytes < 1e6",
+                # What ended where, by a flow's own label?
+                'turnout_runs_total{flow="tells", region="eu"} == 1',
+                'sum(turnout_runs_total{flow="tells"}) == 3',
+                'turnout_runs_total{flow="tells", region="other"} == 2',
             ):
                 operator.until(fact)
             go_on.touch()
