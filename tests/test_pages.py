@@ -37,7 +37,11 @@ RUN = [
     and any(block.language in ("python", "bash") and not block.system for block in blocks(text))
 ]
 
-SYSTEMS = {"celery": "tests/handlers/test_celery.py"}
+SYSTEMS = {
+    "celery": "tests/handlers/test_celery.py",
+    "celery-beat": "tests/handlers/test_coming_from.py",
+    "schedule": "tests/handlers/test_coming_from.py",
+}
 """By another system that a block needs: the test that runs it, in an environment of its own."""
 
 PRINTED = {
@@ -64,7 +68,7 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 
 
 SECRETS = dict.fromkeys(
-    ("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY"), "of the page"
+    ("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY", "REPORT_URL"), "of the page"
 )
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 
 from tests.support import CHECKOUT
-from tests.support.peer_server import Stub, stub
+from tests.support.peer_server import REPORT, SALES, Stub, stub
 from tests.support.program import Program, killed_once, supervised, until
 from turnout import flow, task
 from turnout.service.domain.run import RunState
@@ -30,13 +30,6 @@ from turnout.service.project.loader import load_file
 from turnout.testing import file_event, run, serve
 
 EXAMPLES = CHECKOUT / "handlers" / "examples"
-
-SALES = [
-    {"category": "a", "amount": 1},
-    {"category": "b", "amount": 5},
-    {"category": "a", "amount": 2},
-]
-REPORT = "category,amount\na,3\nb,5\n"
 
 
 @pytest.fixture

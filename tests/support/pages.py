@@ -37,6 +37,8 @@ PAGES = tuple(
         "handlers/WINDOWS.md",
         "handlers/ACTIONS.md",
         "handlers/HAND_OFFS.md",
+        "handlers/coming_from/SCHEDULE.md",
+        "handlers/coming_from/CELERY_BEAT.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",

@@ -10,6 +10,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+SALES = [
+    {"category": "a", "amount": 1},
+    {"category": "b", "amount": 5},
+    {"category": "a", "amount": 2},
+]
+"""What the samples of a report are given at `/data`."""
+
+REPORT = "category,amount\na,3\nb,5\n"
+"""What they make of it."""
+
 
 class Stub:
     """What the server answers by path: a status each time, the last one from then on, and JSON."""
