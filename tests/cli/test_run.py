@@ -182,19 +182,28 @@ def on_a_terminal(words: list[str], talk: list[tuple[str, str | None]]) -> tuple
         stdin=its, stdout=its, stderr=its, env=environment({}), start_new_session=True,
     ) as program:  # fmt: skip
         os.close(its)
-        taken, seen = "", 0
-        for asked, answer in talk:
-            while asked not in taken[seen:]:
-                taken += os.read(ours, 65_536).decode()
-            seen = taken.index(asked, seen) + len(asked)
-            if answer is not None:
-                os.write(ours, f"{answer}\n".encode())
-        while True:
-            try:
-                read = os.read(ours, 65_536)
-            except OSError:  # its end is closed
-                break
-            taken += read.decode()
-        code = program.wait(15)
+        try:
+            taken = _talk(ours, talk)
+            code = program.wait(15)
+        finally:
+            program.kill()  # or a test that has failed would wait for it
     os.close(ours)
     return code, taken
+
+
+def _talk(ours: int, talk: list[tuple[str, str | None]]) -> str:
+    """Answer what the program asks, until it ends; returns its output."""
+    taken, seen = "", 0
+    for asked, answer in talk:
+        # The blank behind a question comes once the terminal is set up to read: what is typed
+        # before may be lost.
+        while asked not in taken[seen:] or (answer is not None and not taken.endswith(" ")):
+            taken += os.read(ours, 65_536).decode()
+        seen = taken.index(asked, seen) + len(asked)
+        if answer is not None:
+            os.write(ours, f"{answer}\n".encode())
+    while True:
+        try:
+            taken += os.read(ours, 65_536).decode()
+        except OSError:  # its end is closed
+            return taken
