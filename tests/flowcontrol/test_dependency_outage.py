@@ -203,14 +203,14 @@ def test_while_it_is_down_runs_wait_and_spend_no_attempts(open_shop: Open) -> No
 
 
 def test_a_probe_that_hangs_is_followed_by_another_and_recovery_is_seen(open_shop: Open) -> None:
-    with open_shop(probe="400ms", timeout=20) as shop:
+    with open_shop(probe="600ms", timeout=20) as shop:
         shop.crm.mode = "down"
         shop.send(range(6))
         shop.is_in("open")
         shop.crm.mode = "hanging"
         until(lambda: len(shop.crm.times("hanging")) == 3, 20, "three probes hang")
-        times = shop.crm.times("hanging")
-        assert min(later - earlier for earlier, later in pairwise(times)) > 0.35
+        first, _, third = shop.crm.times("hanging")
+        assert third - first > 0.8, "two periods, but for how late the first one comes"
         assert shop.breaker()[0] == "probing"
         shop.crm.mode = "up"
         shop.is_in("closed")
