@@ -278,6 +278,8 @@ class Scheduler:
             if len(chosen) > count:
                 self._turns.started(level, ready)
             if not queues:
+                if self.late:
+                    break  # what a queue held was late; a class keeps its turn until more is read
                 del ready[level]
         return chosen
 

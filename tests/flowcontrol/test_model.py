@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Say
 from tests.support.dispatch_machine import DRAWN_LIMITS
 from tests.support.flow_control_machine import FlowControlMachine, about
-from tests.support.histories import booleans, integers, lists, one_of, play, tuples
+from tests.support.histories import booleans, integers, lists, one_of, play, replay, tuples
 from turnout.service.dispatch import scheduling
 from turnout.service.dispatch.queue import Queue
 from turnout.service.dispatch.scheduling import Scheduler
@@ -60,6 +60,42 @@ def test_a_history_has_the_same_effect_each_time() -> None:
         play(Noted, 5)
         played.append(list(Noted.notes))
     assert played[0] == played[1]
+
+
+# ---------------------------------------------------------------- histories that failed once
+
+FILL = ("fill", {"number": 0, "steps": 0, "order": 0})
+
+
+def test_what_is_late_gives_no_turn_of_its_class_away() -> None:
+    policies = [
+        (False, [], False),
+        (False, [("key", 1), ("account", 1)], True),
+        (True, [("named", 2)], True),
+    ]
+    rules = [
+        [
+            ("rate_limit", True, 2, 5),
+            ("start_timeout", True, 1, 30),
+            ("priority", False, 2, 5),
+        ],
+        [("throttle", True, 2, 5), ("max_queued", True, 2, 0), ("skip", True, 1, 5)],
+        [("throttle", False, 2, 0), ("needs", True, 1, 0)],
+    ]
+    replay(
+        FlowControlMachine,
+        {"slots": 3, "policies": policies, "bounds": 1, "rules": rules},
+        [
+            FILL,
+            ("crash", {}),
+            FILL,
+            FILL,
+            ("lose_connection", {"number": 0, "steps": 0, "order": 0}),
+            ("end", {"number": 44, "how": "sleep", "seconds": 1, "steps": 0, "order": 0}),
+            ("stop", {"order": 0}),
+            FILL,
+        ],
+    )
 
 
 # ---------------------------------------------------------------- negative controls

@@ -11,6 +11,7 @@ import pytest
 from tests.support.gates import declare
 from tests.support.running import Running, eventually, make_event, running
 from turnout import Event, Refused, current, flow, limit, retry, sleep, throttle
+from turnout.service.dispatch import memory
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import RunState
@@ -64,6 +65,26 @@ async def test_a_pause_and_a_downtime_count(tmp_path: Path) -> None:
         counted = service.process.metrics.decisions.labels("quote", Reason.START_TIMEOUT)
         assert counted.value == 2
     assert seen == [3]
+
+
+async def test_a_backlog_that_is_late_gives_no_turn_of_its_class_away(tmp_path: Path) -> None:
+    ahead = timedelta(0)
+    started: list[str] = []
+
+    @flow(start_timeout="10m", priority=lambda event: event.data, concurrency=limit(1))
+    async def work(event: Event) -> None:
+        started.append(event.data)
+
+    async with running(tmp_path, [work], now=lambda: utc_now() + ahead) as service:
+        await service.process.operator.do(Pause("flow:work"))
+        await service.emitter([make_event("high") for _ in range(2 * memory.WINDOW + 1)])
+    ahead = timedelta(minutes=11)
+    async with running(tmp_path, [work], now=lambda: utc_now() + ahead) as service:
+        await service.emitter([make_event("low") for _ in range(5)])
+        await service.emitter([make_event("high")])
+        await service.process.operator.do(Resume("flow:work"))
+        await service.all_finished()
+    assert started == ["high", *["low"] * 5]
 
 
 async def test_only_the_first_start_has_a_timeout(tmp_path: Path) -> None:
