@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from turnout.service.steps.patching import patched as patched
     from turnout.service.steps.wait import sleep as sleep
     from turnout.service.steps.wait import wait_for as wait_for
+    from turnout.service.telemetry.own_metrics import metric as metric
     from turnout.triggers.events import event as event
     from turnout.triggers.files import delete as delete
     from turnout.triggers.files import files as files
@@ -127,6 +128,7 @@ _ROOMS = {
     "patched": "service.steps.patching",
     "sleep": "service.steps.wait",
     "wait_for": "service.steps.wait",
+    "metric": "service.telemetry.own_metrics",
     "event": "triggers.events",
     "delete": "triggers.files",
     "files": "triggers.files",

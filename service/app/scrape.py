@@ -46,6 +46,7 @@ class Scrape:
         self._due = DueMetrics(journal, dispatcher, metrics, project=project, now=now)
         self._last_before: Mapping[str, datetime] | None = None
         metrics.observe_counts(self.counts)
+        metrics.observe_own()
 
     async def measure(self) -> None:
         """Measure before the metrics are shown; what a failing disk does not answer stays."""

@@ -33,9 +33,13 @@ class Label:
 
     def value(self, event: Event) -> str:
         """Return the declared value of an event, else `other`; raises what the function raises."""
-        answer = foreign.ask(self.of, event)
-        text = str.__str__(answer) if isinstance(answer, str) else answer
-        return text if isinstance(text, str) and text in self.values else OTHER
+        return declared_value(foreign.ask(self.of, event), self.values)
+
+
+def declared_value(answer: object, values: Sequence[str]) -> str:
+    """Return an answer if it is one of the declared values, else `other`."""
+    text = str.__str__(answer) if isinstance(answer, str) else None
+    return text if text is not None and text in values else OTHER
 
 
 def label(value: Callable[[Event], object], /, *, values: Sequence[str]) -> Label:
@@ -67,27 +71,26 @@ def label(value: Callable[[Event], object], /, *, values: Sequence[str]) -> Labe
     if not callable(value):
         raise SetupError(f"label({value!r}): write a function, label(lambda event: …, values=[…])")
     foreign.refuse_unaskable("label", value)
-    return Label(value, _checked_values(values))
+    return Label(value, checked_values("label(values=…)", values))
 
 
-def _checked_values(values: Any) -> tuple[str, ...]:
+def checked_values(where: str, values: Any) -> tuple[str, ...]:
+    """Return the values of a label; raises `SetupError` that says `where`."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise SetupError(f'label(values={values!r}): list what it may be, values=["eu", "us"]')
+        raise SetupError(f'{where}: list what it may be, such as ["eu", "us"], not {values!r}')
     for each in values:
         if not isinstance(each, str) or not each.isprintable():
-            raise SetupError(f"label(values=…): a value is text that can be printed, not {each!r}")
+            raise SetupError(f"{where}: a value is text that can be printed, not {each!r}")
         if not 0 < len(each) <= MAX_VALUE_CHARACTERS:
             raise SetupError(
-                f"label(values=…): a value has 1 to {MAX_VALUE_CHARACTERS} characters; "
+                f"{where}: a value has 1 to {MAX_VALUE_CHARACTERS} characters; "
                 f"{each[:20]!r} has {len(each)}"
             )
         if each == OTHER:
-            raise SetupError(
-                f"label(values=…): {OTHER!r} stands for all that is not listed; leave it out"
-            )
+            raise SetupError(f"{where}: {OTHER!r} stands for all that is not listed; leave it out")
     twice = next((each for each in values if values.count(each) > 1), None)
     if twice is not None:
-        raise SetupError(f"label(values=…): {twice!r} is listed twice")
+        raise SetupError(f"{where}: {twice!r} is listed twice")
     return tuple(str.__str__(each) for each in values)
 
 
@@ -100,32 +103,36 @@ def checked_labels(metrics: Any) -> dict[str, Label]:
             f'metrics={metrics!r}: write metrics={{"region": label(lambda event: …, values=[…])}}'
         )
     for name, each in metrics.items():
-        _check_label(name, each)
-    if len(metrics) > MOST_LABELS:
-        raise SetupError(
-            f"metrics= has {len(metrics)} labels, {', '.join(metrics)}: {MOST_LABELS} at most, "
-            "since their values multiply; leave some out"
-        )
-    series = math.prod(len(each.values) + 1 for each in metrics.values())
-    if series > MOST_SERIES:
-        raise SetupError(
-            f"metrics=: the values of {', '.join(metrics)} make {series} series, {OTHER!r} "
-            f"included: {MOST_SERIES} at most; list fewer values"
-        )
+        if not isinstance(each, Label):
+            raise SetupError(
+                f"metrics={{{name!r}: {each!r}}}: write {name!r}: label(lambda event: …, "
+                "values=[…])"
+            )
+    refuse_label_names("metrics", {name: each.values for name, each in metrics.items()})
     return dict(metrics)
 
 
-def _check_label(name: Any, value: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+def refuse_label_names(option: str, labels: Mapping[Any, Sequence[str]]) -> None:
+    """Raise `SetupError` for names that cannot be labels, and for too many labels or values."""
+    for name in labels:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise SetupError(
+                f"{option}= names a label {name!r}: write small letters, digits and _, such as "
+                '"region"'
+            )
+        if name in _TAKEN:
+            raise SetupError(
+                f"{option}= names a label {name!r}, which turnout or Prometheus sets; choose "
+                "another name"
+            )
+    if len(labels) > MOST_LABELS:
         raise SetupError(
-            f'metrics= names a label {name!r}: write small letters, digits and _, such as "region"'
+            f"{option}= has {len(labels)} labels, {', '.join(labels)}: {MOST_LABELS} at most, "
+            "since their values multiply; leave some out"
         )
-    if name in _TAKEN:
+    series = math.prod(len(values) + 1 for values in labels.values())
+    if series > MOST_SERIES:
         raise SetupError(
-            f"metrics= names a label {name!r}, which turnout or Prometheus sets; choose another "
-            "name"
-        )
-    if not isinstance(value, Label):
-        raise SetupError(
-            f"metrics={{{name!r}: {value!r}}}: write {name!r}: label(lambda event: …, values=[…])"
+            f"{option}=: the values of {', '.join(labels)} make {series} series, {OTHER!r} "
+            f"included: {MOST_SERIES} at most; list fewer values"
         )

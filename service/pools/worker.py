@@ -2,9 +2,9 @@
 
 A worker loads the flow file as the service has it, under the same private name, and finds the
 function by its qualified name; arguments, results and errors travel as pickles. What the function
-logs or prints comes back as it is written, so that a killed call has its log too, and so does each
-secret it reveals, so that no value passes the service unguarded. A worker that
-dies or is killed fails its own call only. It leads a process group, and whatever ends it (a
+logs or prints comes back as it is written, so that a killed call has its log too, and so do changes
+of its metrics, and each secret it reveals, so that no value passes the service unguarded. A worker
+that dies or is killed fails its own call only. It leads a process group, and whatever ends it (a
 timeout, a crash, the end of the service) ends every process the call has started and that made no
 session of its own. Where the kernel is short of memory it takes a worker first.
 
@@ -32,11 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from turnout.service.domain.condition import SOURCE
-from turnout.service.domain.errors import FOREIGN, NotKept, TurnoutError
+from turnout.service.domain.errors import FOREIGN, NotKept, SetupError, TurnoutError
 from turnout.service.domain.portable import dumps, portable
 from turnout.service.governance import secrets
 from turnout.service.project.loader import PACKAGE, load_file
-from turnout.service.telemetry import logs, streams
+from turnout.service.telemetry import logs, own_metrics, streams
+
+log = logs.get_logger("turnout.pools")
 
 Restore = Callable[..., Callable[[], None]]
 Travel = Callable[[], "tuple[Restore, tuple[Any, ...]] | None"]
@@ -70,7 +72,7 @@ _spawn = multiprocessing.get_context("spawn")  # fork would copy the journal's o
 _LOOK_SECONDS = 1.0
 """How often a worker that gives no answer is looked at."""
 
-_BEGUN, _RECORD, _SECRETS, _ANSWER = b"b", b"r", b"s", b"a"
+_BEGUN, _RECORD, _SECRETS, _METRIC, _ANSWER = b"b", b"r", b"s", b"m", b"a"
 """What a message from a worker is, by its first byte."""
 
 
@@ -107,6 +109,8 @@ class Worker:
                         begun()
                 elif message[:1] == _SECRETS:
                     secrets.remember(pickle.loads(message[1:]))
+                elif message[:1] == _METRIC:
+                    _count(message[1:])
                 else:
                     on_record(message[1:])
             return pickle.loads(message[1:])
@@ -166,6 +170,14 @@ class Worker:
             return f"exit code {code}"
         hint = ", as the kernel does when memory is short" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
+
+
+def _count(change: bytes) -> None:
+    """Change a metric as a worker has asked; its flow file may be another version of ours."""
+    try:
+        own_metrics.apply(pickle.loads(change))
+    except SetupError as error:
+        log.warning("metric.refused", error=str(error))
 
 
 def request_of(
@@ -248,6 +260,7 @@ def _serve_calls(pipe: Connection, life: Connection, path: list[str], memory_byt
     sys.path[:] = path
     # Told before the value is used, so that the service knows it before anything that holds it.
     secrets.listen(lambda values: _send(pipe, _SECRETS, pickle.dumps(dict(values))))
+    own_metrics.forward(lambda change: _send(pipe, _METRIC, pickle.dumps(change)))
     streams.protect()
     while True:
         try:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Gauge
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from . import own_metrics
 from .meters import Counter, CounterFamily, Histogram, HistogramFamily
 
 # Not OpenMetrics: there the counter `turnout_runs_total` and the gauge `turnout_runs` would be one
@@ -121,6 +122,10 @@ class Metrics:
         """Expose counts that others keep, read at each scrape without touching the disk."""
         self.registry.register(_Observed(read))
 
+    def observe_own(self) -> None:
+        """Expose the metrics that flow files have declared."""
+        self.registry.register(_Own())
+
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
@@ -201,4 +206,21 @@ class _Observed(Collector):
         )
 
     def describe(self) -> list[GaugeMetricFamily]:
+        return []
+
+
+class _Own(Collector):
+    """The metrics that flow files have declared, as `turnout_own_…`."""
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for each in own_metrics.own_metrics():
+            declaration = each.declaration
+            kind = CounterMetricFamily if declaration.kind == "counter" else GaugeMetricFamily
+            names = [name for name, _ in declaration.labels]
+            family = kind(f"turnout_own_{declaration.name}", declaration.text, labels=names)
+            for labels, value in list(each.values.items()):
+                family.add_metric(labels, value)
+            yield family
+
+    def describe(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
         return []

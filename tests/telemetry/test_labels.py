@@ -120,7 +120,7 @@ async def asks_later(event: Event) -> str:
         ("region", ["eu"], "write a function"),
         (asks_later, ["eu"], "`def`, not `async def`"),
         (lambda: "eu", ["eu"], "takes one argument"),
-        (region, "eu", 'list what it may be, values=["eu", "us"]'),
+        (region, "eu", 'list what it may be, such as ["eu", "us"], not \'eu\''),
         (region, [], "list what it may be"),
         (region, None, "list what it may be"),
         (region, [1], "text that can be printed, not 1"),
