@@ -38,8 +38,10 @@ RUN = [
 ]
 
 SYSTEMS = {
+    "airflow": "tests/handlers/test_coming_from.py",
     "celery": "tests/handlers/test_celery.py",
     "celery-beat": "tests/handlers/test_coming_from.py",
+    "prefect": "tests/handlers/test_coming_from.py",
     "schedule": "tests/handlers/test_coming_from.py",
 }
 """By another system that a block needs: the test that runs it, in an environment of its own."""
@@ -68,8 +70,12 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 
 
 SECRETS = dict.fromkeys(
-    ("GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY", "REPORT_URL"), "of the page"
-)
+    (
+        "GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY", "SALES_URL", "REPORT_URL",
+        "ALERT_URL", "SHOP_URL",
+    ),
+    "of the page",
+)  # fmt: skip
 
 
 class Terminal:

@@ -1,13 +1,15 @@
 """The pages for those who come from another scheduler: both forms of each sample, and their output.
 
 The forms for turnout always run. Those for another system run with `--full`, in an environment of
-its own (`tests/bench/peers`), which finds pandas and httpx in this one. S1 is the number of a
-sample in the list of what turnout must be able to do.
+its own (`tests/bench/peers`), which finds pandas and httpx in this one. The samples are numbered:
+S1 a report every morning, S3 a pipeline every day; S2 and S4 are those of Prefect, whose forms for
+turnout are examples and tested in `test_reference_flows.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import site
 import subprocess
@@ -25,11 +27,12 @@ from tests.support import CHECKOUT
 from tests.support.pages import blocks
 from tests.support.peer_server import REPORT, SALES, Stub, stub
 from tests.support.program import Program, environment, until
+from tests.support.smtp_sink import Sink, smtp_sink
 from tests.support.trigger_contract import RecordingEmitter
 from tests.triggers.virtual_time import DAY, START, Wall, dues, passes, running, virtually
-from turnout import cron, every, flow
+from turnout import cron, every, flow, task
 from turnout.service.project.loader import load_file
-from turnout.testing import serve
+from turnout.testing import Result, serve
 from turnout.triggers.calendar import Cron
 from turnout.triggers.missed_ticks import Missed
 
@@ -192,6 +195,87 @@ def test_each_timer_of_a_table_is_one(page: str) -> None:
         timer_of(ours).check()
 
 
+# ---------------------------------------------------------------- S3: a pipeline every day
+
+FIFTH = datetime(2026, 1, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def mails(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
+    with smtp_sink() as sink:
+        monkeypatch.setenv("SMTP_HOST", "127.0.0.1")
+        monkeypatch.setenv("SMTP_PORT", str(sink.port))
+        yield sink
+
+
+async def pipeline_of_a_day(web: Stub, folder: Path, failures: int) -> Result:
+    """Have the tick of 5 January come, with a `transform` that fails so often; return its run."""
+    web.bodies["/data/2026-01-05"] = SALES
+    file = await asyncio.to_thread(written, "AIRFLOW.md", "etl.py", folder)
+    module = await asyncio.to_thread(load_file, file)
+    left = iter([True] * failures)
+    honest = module.transform.function
+
+    @task(retry=module.patient)
+    def transform(sales: list[dict[str, Any]]) -> dict[str, int]:
+        if next(left, False):
+            raise ValueError("no sums today")
+        return dict(honest(sales))
+
+    vars(module)["transform"] = transform
+    async with serve(module.etl_pipeline, start=FIFTH - timedelta(seconds=5)) as service:
+        await service.advance("10s")
+        (started,) = await service.runs(module.etl_pipeline)
+        return await service.ended(started.id)
+
+
+async def test_s3_the_tick_of_a_day_runs_the_pipeline_of_that_day(
+    web: Stub, mails: Sink, tmp_path: Path
+) -> None:
+    run = await pipeline_of_a_day(web, tmp_path, failures=0)
+    assert run.state == "succeeded", run.error
+    assert web.asked == ["/data/2026-01-05"]
+    assert (tmp_path / "daily_report.csv").read_text() == REPORT
+    assert list(run.steps) == ["extract#1", "transform#1", "load#1"]
+
+
+async def test_s3_a_step_that_fails_twice_waits_five_minutes_each_time_and_tells_nobody(
+    web: Stub, mails: Sink, tmp_path: Path
+) -> None:
+    run = await pipeline_of_a_day(web, tmp_path, failures=2)
+    assert run.state == "succeeded", run.error
+    assert run.took == timedelta(seconds=600) and run.steps["transform#1"].tries == 3
+    assert web.asked == ["/data/2026-01-05"] and mails.mails == []
+
+
+async def test_s3_a_step_that_fails_for_good_sends_one_mail_and_loads_nothing(
+    web: Stub, mails: Sink, tmp_path: Path
+) -> None:
+    run = await pipeline_of_a_day(web, tmp_path, failures=3)
+    assert run.state == "failed"
+    (mail,) = mails.mails
+    assert mail["Subject"] == "etl_pipeline of data-team failed"
+    text = mail.get_payload(decode=True)
+    assert isinstance(text, bytes)
+    assert text.decode().split() == ["transform#1:", "no", "sums", "today", "run", run.id]
+    assert not any(key.startswith("load") for key in run.steps)
+    assert not (tmp_path / "daily_report.csv").exists()
+
+
+@pytest.mark.parametrize(("policy", "days"), [("run_once", [5]), ("run_all", [2, 3, 4, 5])])
+def test_s3_what_was_due_in_four_days_off(policy: Missed, days: list[int]) -> None:
+    async def story(wall: Wall, emit: RecordingEmitter) -> None:
+        wall.set_by = FIFTH - 4 * DAY - START
+        async with running(cron("@daily", missed=policy), emit):
+            await passes(timedelta(seconds=1))
+        wall.set_by += 4 * DAY
+        async with running(cron("@daily", missed=policy), emit):
+            await passes(timedelta(seconds=1))
+        assert [due.day for due in dues(emit)] == days
+
+    virtually(story)
+
+
 # ---------------------------------------------------------------- in the other system
 
 
@@ -274,3 +358,68 @@ def test_the_table_for_celery_beat_says_when(tmp_path: Path) -> None:
     said = run_there("celery", code, tmp_path, *(theirs for theirs, _ in fixed)).split()
     for text, (theirs, timer) in zip(said, fixed, strict=True):
         assert datetime.fromisoformat(text) == timer.next_at(START, {}), theirs
+
+
+def airflow(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of Airflow's environment, on a database of its own."""
+    binaries = python_of("airflow").parent
+    env = {
+        "AIRFLOW_HOME": str(folder / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(folder),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [binaries / words[0], *words[1:]],
+        cwd=folder, env=environment(env), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_s3_with_airflow_has_the_same_output(web: Stub, mails: Sink, tmp_path: Path) -> None:
+    written("AIRFLOW.md", "etl_dag.py", tmp_path)
+    web.bodies["/data/2026-01-05"] = SALES
+    airflow(tmp_path, "airflow", "db", "migrate")
+    code = (
+        "from datetime import datetime, timezone\n"
+        "from airflow.dag_processing.dagbag import DagBag\n"
+        "(dag,) = DagBag('.').dags.values()\n"
+        "assert {task.retries for task in dag.tasks} == {2}\n"
+        "assert type(dag.timetable).__name__ == 'CronTriggerTimetable'\n"
+        "print(dag.test(logical_date=datetime(2026, 1, 5, tzinfo=timezone.utc)).state)"
+    )
+    assert "success" in airflow(tmp_path, "python", "-c", code).stdout
+    assert (tmp_path / "daily_report.csv").read_text() == REPORT
+    assert web.asked == ["/data/2026-01-05"] and mails.mails == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_s2_and_s4_with_prefect_have_the_same_output(
+    web: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written("PREFECT.md", "sales_prefect.py", tmp_path)
+    written("PREFECT.md", "dynamic_prefect.py", tmp_path)
+    web.statuses["/data"] = [500, 500, 200]
+    web.bodies["/users"] = [{"active": True}] * 3 + [{"active": False}]
+    web.bodies["/orders"] = [{"status": "completed"}, {"status": "open"}]
+    for name, value in {
+        "SHOP_URL": web.url,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "import dynamic_prefect, sales_prefect\n"
+        "said = [sales_prefect.daily(), dynamic_prefect.dynamic(), dynamic_prefect.dynamic()]\n"
+        "print(said)"
+    )
+    counted = {"users": 3, "orders": 1}
+    assert str(["daily_report.csv", counted, counted]) in run_there("prefect", code, tmp_path)
+    assert told(web, tmp_path) == (REPORT, ["Report ready: daily_report.csv"])
+    assert [web.count(path) for path in ("/data", "/users", "/orders")] == [3, 1, 1]

@@ -1,7 +1,8 @@
 """Three flows everybody writes, as examples, and all that must hold of them.
 
 A daily report, a flow whose data decides its way, and several sources into several places: on
-failing services, at crashes, over restarts and with changed code.
+failing services, at crashes, over restarts and with changed code. S2 and S4 are samples of
+`handlers/coming_from/PREFECT.md`; `test_coming_from.py` has the others.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def ended(started: Program, run_id: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the daily report
 
 
-def test_a_failing_download_is_tried_again_after_one_and_two_seconds(web: Stub) -> None:
+def test_s2_a_failing_download_is_tried_again_after_one_and_two_seconds(web: Stub) -> None:
     web.statuses["/data"] = [500, 500, 200]
     result = run(daily)
     assert result.state is RunState.SUCCEEDED, result.error
@@ -89,7 +90,7 @@ def test_a_failing_download_is_tried_again_after_one_and_two_seconds(web: Stub) 
     assert web.texts == ["Report ready: daily_report.csv"] and web.count("/alert") == 0
 
 
-def test_no_download_is_no_report_and_one_alert(web: Stub) -> None:
+def test_s2_no_download_is_no_report_and_one_alert(web: Stub) -> None:
     web.statuses["/data"] = [500]
     result = run(daily)
     assert result.state is RunState.FAILED
@@ -99,14 +100,14 @@ def test_no_download_is_no_report_and_one_alert(web: Stub) -> None:
     assert "download#1 failed" in web.texts[0]
 
 
-def test_an_alert_that_cannot_be_sent_changes_nothing_and_is_sent_again(web: Stub) -> None:
+def test_s2_an_alert_that_cannot_be_sent_changes_nothing_and_is_sent_again(web: Stub) -> None:
     web.statuses |= {"/data": [500], "/alert": [503, 200]}
     result = run(daily)
     assert result.error is not None and result.error.step == "download#1"
     assert web.count("/alert") == 2
 
 
-async def test_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: Stub) -> None:
+async def test_s2_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: Stub) -> None:
     web.statuses["/data"] = [500, 500, 200]
     async with serve(daily) as service:
         await service.run(daily)
@@ -149,7 +150,7 @@ async def test_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: Stub
     ],
     ids=["while saving", "after sending"],
 )
-def test_a_crash_repeats_only_the_step_it_cut_off(
+def test_s2_a_crash_repeats_only_the_step_it_cut_off(
     tmp_path: Path, web: Stub, sabotage: str, saves: int | None, messages: int
 ) -> None:
     with program("data/sales_report", tmp_path, web, killed_once(sabotage)) as started:
@@ -177,7 +178,7 @@ def shop(web: Stub, active: int = 3) -> None:
     web.bodies["/orders"] = [{"status": "completed"}, {"status": "open"}]
 
 
-async def test_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub) -> None:
+async def test_s4_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub) -> None:
     shop(web)
     web.latency_seconds = 1.0
     async with serve(dynamic) as service:
@@ -200,7 +201,7 @@ async def test_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub)
         assert [web.count("/users"), web.count("/orders")] == [2, 2]
 
 
-async def test_two_events_at_once_on_nothing_kept_ask_once(web: Stub) -> None:
+async def test_s4_two_events_at_once_on_nothing_kept_ask_once(web: Stub) -> None:
     shop(web)
     web.latency_seconds = 0.2
     async with serve(dynamic) as service:
@@ -209,7 +210,7 @@ async def test_two_events_at_once_on_nothing_kept_ask_once(web: Stub) -> None:
     assert sorted(web.asked) == ["/orders", "/users"]
 
 
-async def test_a_failed_fetch_is_not_kept(web: Stub) -> None:
+async def test_s4_a_failed_fetch_is_not_kept(web: Stub) -> None:
     shop(web)
     web.statuses["/users"] = [500] * 4 + [200]
     async with serve(dynamic) as service:
@@ -219,14 +220,14 @@ async def test_a_failed_fetch_is_not_kept(web: Stub) -> None:
 
 
 @pytest.mark.parametrize(("active", "way"), [(1000, "small#1"), (1001, "large#1")])
-def test_the_size_decides_the_way(web: Stub, active: int, way: str) -> None:
+def test_s4_the_size_decides_the_way(web: Stub, active: int, way: str) -> None:
     shop(web, active)
     result = run(dynamic)
     assert result.result == {"users": active, "orders": 1}, result.error
     assert [key for key in result.steps if not key.startswith("fetch")] == [way]
 
 
-def test_other_code_asks_anew(web: Stub, tmp_path: Path) -> None:
+def test_s4_other_code_asks_anew(web: Stub, tmp_path: Path) -> None:
     shop(web)
     source = (EXAMPLES / "dynamic.py").read_text()
     flows = tmp_path / "flows.py"

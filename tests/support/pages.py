@@ -39,6 +39,8 @@ PAGES = tuple(
         "handlers/HAND_OFFS.md",
         "handlers/coming_from/SCHEDULE.md",
         "handlers/coming_from/CELERY_BEAT.md",
+        "handlers/coming_from/AIRFLOW.md",
+        "handlers/coming_from/PREFECT.md",
         "triggers/README.md",
         "service/README.md",
         "service/flowcontrol/README.md",
@@ -268,10 +270,10 @@ def fields_tables() -> str:
     return f"{_table(documents)}\n{_table(meanings)}"
 
 
-def example(path: str, system: str) -> str:
-    """Return an example as a code block, which needs `system` to run."""
+def example(path: str, system: str = "") -> str:
+    """Return an example as a code block, and what other system it needs to run."""
     file = CHECKOUT / "handlers" / "examples" / path
-    return f"```python {system}\n# {file.name}\n{file.read_text('utf-8')}```\n"
+    return f"{f'```python {system}'.strip()}\n# {file.name}\n{file.read_text('utf-8')}```\n"
 
 
 WRITERS: Mapping[str, Callable[[], str]] = {
@@ -283,6 +285,8 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "handlers/examples/systems/celery_worker.py": lambda: example(
         "systems/celery_worker.py", "celery"
     ),
+    "handlers/examples/data/sales_report.py": lambda: example("data/sales_report.py"),
+    "handlers/examples/dynamic.py": lambda: example("dynamic.py"),
     "handlers/flow.py": lambda: options_table("flow"),
     "triggers/webhook.py": lambda: options_table("webhook"),
     "triggers/files": lambda: options_table("files"),
