@@ -151,4 +151,4 @@ def test_a_file_under_a_debounce_is_moved_after_its_run_and_never_before(
     assert run["state"] == "succeeded" or file.exists()
     assert ended(program, run["id"])["result"] == [str(file)], "its run found it where it was"
     until(lambda: (tmp_path / "in" / "done" / "a.txt").exists(), 10, "the file is moved")
-    assert not file.exists()
+    until(lambda: not file.exists(), 10, "it is linked to its new name first")
