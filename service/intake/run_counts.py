@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.labels import OTHER, Label
 from turnout.service.domain.run import RunState
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
+from turnout.service.telemetry.meters import Counter
 from turnout.service.telemetry.metrics import Metrics
 
 log = get_logger("turnout")
@@ -20,24 +20,32 @@ class RunCounts:
 
     def __init__(self, metrics: Metrics) -> None:
         self._family = metrics.runs_ended
-        self._plain = lru_cache(maxsize=1024)(metrics.runs_ended.labels)
+        self._plain: dict[tuple[str, RunState], Counter] = {}  # of flows without labels
         self._labels: Mapping[str, Mapping[str, Label]] = {}
         self._told: set[tuple[str, str]] = set()
 
     def serve(self, flows: Iterable[AnyFlow]) -> None:
         """Ask the labels of these flows from now on."""
         self._labels = {flow.name: flow.metrics for flow in flows if flow.metrics}
+        self._plain.clear()
         self._told.clear()
 
     def count(self, flow: str, state: RunState, event: Event | None) -> None:
         """Count a run that has ended; without its event its labels are `other`."""
+        counter = self._plain.get((flow, state))
+        if counter is None:
+            counter = self._counter(flow, state, event)
+        counter.inc()
+
+    def _counter(self, flow: str, state: RunState, event: Event | None) -> Counter:
+        """Return the counter of a run; that of a flow without labels is known from now on."""
         labels = self._labels.get(flow)
         if labels is None:
-            self._plain(flow, state).inc()
-            return
+            counter = self._plain[flow, state] = self._family.labels(flow, state)
+            return counter
         asked = None if event is None else event.own()
         own = tuple((name, self._value(flow, name, each, asked)) for name, each in labels.items())
-        self._family.labels_with_own(flow, state, own=own).inc()
+        return self._family.labels_with_own(flow, state, own=own)
 
     def _value(self, flow: str, name: str, label: Label, event: Event | None) -> str:
         if event is None:
