@@ -394,6 +394,14 @@ def test_s3_with_airflow_has_the_same_output(web: Stub, mails: Sink, tmp_path: P
     assert "success" in airflow(tmp_path, "python", "-c", code).stdout
     assert (tmp_path / "daily_report.csv").read_text() == REPORT
     assert web.asked == ["/data/2026-01-05"] and mails.mails == []
+    (tmp_path / "daily_report.csv").unlink()
+    web.bodies["/data/2026-01-05"] = [{"no": "category"}]
+    dag = tmp_path / "etl_dag.py"
+    dag.write_text(dag.read_text().replace('"retries": 2', '"retries": 0'))
+    code = code.replace("== {2}", "== {0}")
+    assert "failed" in airflow(tmp_path, "python", "-c", code).stdout
+    assert [mail["Subject"] for mail in mails.mails] == ["etl_pipeline of data-team failed"]
+    assert not (tmp_path / "daily_report.csv").exists()
 
 
 @pytest.mark.full

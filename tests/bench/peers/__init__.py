@@ -10,6 +10,7 @@ The first line of such a file says what was asked for; `uv pip compile --python-
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -29,6 +30,13 @@ def python_of(peer: str) -> Path:
     """Return the interpreter of a peer's environment, made first if need be."""
     wanted = (REQUIREMENTS / f"{peer}.txt").read_text()
     place = ENVIRONMENTS / peer
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of a test run ask for it at once
+        return _made(peer, place, wanted)
+
+
+def _made(peer: str, place: Path, wanted: str) -> Path:
     python, stamp = place / "bin" / "python", place / "installed.txt"
     if stamp.exists() and stamp.read_text() == wanted:
         return python
