@@ -68,16 +68,18 @@ class Blocked:
     """The blocked runs of one flow, by key.
 
     `wakeups` has, for evicted keys, the runs to be read from the journal and woken. `in_vain`
-    counts the runs that were read only to be evicted behind others.
+    counts the runs that were read only to be evicted behind others. While a throttle has the flow
+    `held`, each turn goes to a run that resumes, if there is one: the others could not use it.
     """
 
-    __slots__ = ("_lines", "count", "in_vain", "wakeups")
+    __slots__ = ("_lines", "count", "held", "in_vain", "wakeups")
 
     def __init__(self) -> None:
         self._lines: dict[Key, _Line] = {}
         self.wakeups: dict[Key, Wakeups] = {}
         self.count = 0
         self.in_vain = 0
+        self.held = False
 
     def __bool__(self) -> bool:
         """Whether any key blocks a run."""
@@ -121,7 +123,9 @@ class Blocked:
         if line is None:
             return None
         is_queued = bool(line.queued or line.resumed) or line.evicted
-        if line.due and (line.due_turn or not is_queued):
+        if self.held and line.resumed:
+            run = line.resumed.pop(0)
+        elif line.due and (line.due_turn or not is_queued):
             run = line.due.pop(0)
             line.due_turn = False
         else:
@@ -140,6 +144,11 @@ class Blocked:
                 return None
         self._drop_empty(key, line)
         return run
+
+    def next_resumed(self, key: Key) -> Queued | None:
+        """Take the next run of a key that resumes, if there is one."""
+        line = self._lines.get(key)
+        return self.next(key) if self.held and line is not None and line.resumed else None
 
     def next_timed(self, key: Key) -> Queued | None:
         """Take the next run of a key whose gate opens at an instant: another has just passed."""

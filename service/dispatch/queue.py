@@ -118,14 +118,22 @@ class Queue:
         return self._epoch
 
     def hold(self, until: datetime) -> None:
-        """Hand out only runs that resume, until an instant or until `release`."""
+        """Hand out only runs that resume, until an instant or until `release`.
+
+        Turns at a key that were given to runs which are held now go to those that resume there.
+        """
         self.held_until = until
+        self.blocked.held = True
         for head in self._heads.values():
             head.held = True
+            for key in [run.woken_by for run in (*head.woken, *head.woken_due)]:
+                if key is not None:
+                    self._wake(self.blocked.next_resumed(key), key)
 
     def release(self) -> None:
         """Hand out every run again."""
         self.held_until = None
+        self.blocked.held = False
         for head in self._heads.values():
             head.held = False
 
@@ -273,10 +281,11 @@ class Queue:
     def key_ahead(self, run: Queued) -> Key | None:
         """Return the key that blocks an older run and so this run too, if there is one.
 
-        A run behind another gate takes its ordering key first, as in `FlowGates.ask`.
+        A run behind another gate takes its ordering key first, as in `FlowGates.ask`. While a
+        throttle holds the flow there is none: only runs that resume ask, and others wait for it.
         """
         order, blocked = self.gates.order, self.blocked
-        if not blocked:
+        if not blocked or self.held_until is not None:
             return None
         ordered = None if run.order_key is None else order_key(run.order_key)
         if ordered is not None and ordered in blocked and not order.is_held_by(run):

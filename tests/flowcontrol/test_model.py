@@ -98,6 +98,19 @@ def test_what_is_late_gives_no_turn_of_its_class_away() -> None:
     )
 
 
+def test_a_run_that_resumes_does_not_wait_behind_held_runs_of_its_limit_key() -> None:
+    rules = [[("shared", False, 2, 30), ("priority", False, 2, 5)], [], []]
+    replay(
+        FlowControlMachine,
+        {"slots": 3, "policies": [(False, [("key", 1)], False)], "bounds": 3, "rules": rules},
+        [
+            FILL,
+            ("end", {"number": 0, "how": "sleep", "seconds": 1, "steps": 0, "order": 0}),
+            ("advance", {"seconds": 1, "steps": 0, "order": 0}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

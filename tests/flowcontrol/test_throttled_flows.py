@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.inside import scheduler
 from tests.support.running import Running, eventually, make_event, running
-from turnout import current, flow, retry, sleep, task, throttle
+from turnout import current, flow, limit, retry, sleep, task, throttle
 from turnout.service.app.reload import reload_project
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
@@ -25,6 +25,16 @@ async def starts(service: Running) -> list[datetime]:
 def spread(instants: Sequence[datetime], count: int) -> timedelta:
     """Return the shortest stretch in which more than so many starts lie."""
     return min(later - earlier for earlier, later in zip(instants, instants[count:], strict=False))
+
+
+async def until_blocked(service: Running, flow: str, count: int) -> None:
+    """Wait until so many runs of a flow are set aside until a key is free."""
+    blocked = scheduler(service.process).queue(flow).blocked
+
+    async def are_blocked() -> bool:
+        return len(list(blocked.runs())) == count
+
+    await eventually(are_blocked)
 
 
 async def test_runs_start_in_order_as_the_rate_lets_them(tmp_path: Path) -> None:
@@ -255,3 +265,55 @@ async def test_a_run_that_wakes_up_does_not_wait_behind_a_retry(tmp_path: Path) 
         free.set()
         assert (await service.finished(asleep.runs[0])).state is RunState.SUCCEEDED
         assert service.process.journal.counts()[0]["retrying"] == 1
+
+
+async def test_a_run_that_wakes_up_does_not_wait_behind_held_runs_of_its_limit_key(
+    tmp_path: Path,
+) -> None:
+    go = asyncio.Event()
+
+    @flow(rate=throttle("1/h"), concurrency=limit(1, per=lambda event: "key"))
+    async def nap() -> None:
+        await go.wait()
+        await sleep("1ms")  # the next run has the turn of the key then, and is held
+
+    async with running(tmp_path, [nap]) as service:
+        first, *_ = await service.emitter([make_event(number) for number in range(3)])
+        await until_blocked(service, "nap", 2)
+        go.set()
+        assert (await service.finished(first.runs[0])).state is RunState.SUCCEEDED
+        assert service.process.journal.counts()[0]["queued"] == 2
+
+
+async def test_the_turn_of_a_held_retry_goes_to_a_run_of_its_limit_key_that_wakes_up(
+    tmp_path: Path,
+) -> None:
+    ahead = timedelta(0)
+    go = asyncio.Event()
+
+    @flow(
+        rate=throttle("4/h"),
+        concurrency=limit(1, per=lambda event: "key"),
+        retry=retry(1, delay="1m", jitter=False),
+    )
+    async def work(event: Event) -> None:
+        match event.data:
+            case "fails":
+                raise ConnectionError
+            case "sleeps":
+                await sleep("1m")
+            case "works":
+                await go.wait()
+
+    async with running(tmp_path, [work], now=lambda: utc_now() + ahead) as service:
+        fails = await service.send("fails")
+        asleep = [await service.send("sleeps") for _ in range(2)]
+        works = await service.send("works")
+        await service.until(works.runs[0], RunState.RUNNING)
+        ahead = timedelta(minutes=5)
+        service.process.dispatcher.clock_set()
+        await until_blocked(service, "work", 3)
+        go.set()
+        for one in asleep:
+            assert (await service.finished(one.runs[0])).state is RunState.SUCCEEDED
+        assert (await service.run(fails.runs[0])).state is RunState.RETRYING
