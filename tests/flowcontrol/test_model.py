@@ -111,6 +111,27 @@ def test_a_run_that_resumes_does_not_wait_behind_held_runs_of_its_limit_key() ->
     )
 
 
+def test_a_limit_that_is_lowered_holds_at_once() -> None:
+    steps = {"steps": 0, "order": 0}
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 2,
+            "policies": [(False, [("key", 2)], False)],
+            "bounds": 1,
+            "rules": [[("max_queued", True, 2, 0)], [], []],
+        },
+        [
+            ("send", {"number": 0, "keys": [(0, 0, False)], "again": False, **steps}),
+            ("send", {"number": 0, "keys": [(1, 2, True)], "again": False, **steps}),
+            ("cancel", {"number": 0, **steps}),
+            FILL,
+            ("reload", {"number": 0, "change": "count", "steps": 2, "order": 0}),
+            ("lose_connection", {"number": 0, **steps}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

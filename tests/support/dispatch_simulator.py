@@ -45,6 +45,11 @@ class SimulatedLimit:
     def allowed(self) -> int:
         return max(self.count_now, self.count_at_rest)
 
+    @property
+    def assured(self) -> int:
+        """How many slots there are, whatever is known of a change under way."""
+        return min(self.count_now, self.count_at_rest)
+
 
 @dataclass(eq=False)
 class SimulatedFlow:
@@ -162,6 +167,7 @@ class DispatchSimulator:
 
         An outcome that frees a slot may become durable before them.
         """
+        self._refresh()
         for run in runs:
             self.chosen(run.flow)
             self._leave_slots(run)
@@ -303,12 +309,16 @@ class DispatchSimulator:
         """Return which limits are reached."""
         full = {"slots"} if self.used() >= self.slots else set()
         for limit in run.flow.limits:
-            key, has_slot = run.key_of(limit), limit.holds and run.slots_of(limit) > 0
-            if key is None or has_slot:  # lowering a limit takes no slot back
-                continue
-            if self.used_of(limit, key) - run.slots_of(limit) >= limit.allowed:
+            if self._is_reached(limit, run, limit.allowed):
                 full.add("limit" if limit.per else "flow")
         return full
+
+    def _is_reached(self, limit: SimulatedLimit, run: SimulatedRun, count: int) -> bool:
+        """Whether others use so many slots that a run would need one of."""
+        key, has_slot = run.key_of(limit), limit.holds and run.slots_of(limit) > 0
+        if key is None or has_slot:  # lowering a limit takes no slot back
+            return False
+        return self.used_of(limit, key) - run.slots_of(limit) >= count
 
     def used(self, flow: SimulatedFlow | None = None) -> int:
         """Count slots in use: of all flows, or of one."""
@@ -405,8 +415,15 @@ class DispatchSimulator:
             run for run in self.runs.values() if run.state not in ENDED or run.holds or run.code
         ]
         for run in self.live:
-            if run.ready and self.why_not(run) - {"slots", "flow"}:
+            if run.ready and not self._is_still_ready(run):
                 run.ready, run.passed = False, 0
+
+    def _is_still_ready(self, run: SimulatedRun) -> bool:
+        """Whether a run could start but for a slot; the limit of its key may have been lowered."""
+        if self.why_not(run) - {"slots", "flow"}:
+            return False
+        keyed = (limit for limit in run.flow.limits if limit.per)
+        return not any(self._is_reached(limit, run, limit.assured) for limit in keyed)
 
     # ------------------------------------------------------------ at rest
 
