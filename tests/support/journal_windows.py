@@ -18,6 +18,7 @@ from turnout.service.domain.event import Event
 from turnout.service.domain.run import Outcome, RunError, RunState
 from turnout.service.domain.windows.absent import absent
 from turnout.service.domain.windows.batch import batch
+from turnout.service.domain.windows.count import count
 from turnout.service.domain.windows.debounce import debounce
 from turnout.service.domain.windows.firing import Firing, firing_of
 from turnout.service.domain.windows.window import MOST_MEMBERS, WindowSettings
@@ -65,10 +66,10 @@ def seqs(appended: Appended) -> Sequence[int]:
 FAULT = RunError("Fault", "it is broken")
 
 
-async def fired_batch(journal: Journal, count: int) -> ClaimedRun:
+async def fired_batch(journal: Journal, number: int) -> ClaimedRun:
     """Return the claimed run of a batch of so many events."""
-    settings = batch(HOOK, count, "10s").settings
-    *_, last = [await offer(journal, settings, at) for at in range(count)]
+    settings = batch(HOOK, number, "10s").settings
+    *_, last = [await offer(journal, settings, at) for at in range(number)]
     [run] = await claim_all(journal, seqs(last))
     return run
 
@@ -294,6 +295,22 @@ class WindowsContract:
             assert last.event.id == appended[2].event and last.is_refused
             of_run = await journal.due_actions(0, 9, of_run=claimed.claim.run_seq)
             assert of_run == due
+
+    async def test_not_all_is_done_with_an_event_that_a_window_let_go(self, tmp_path: Path) -> None:
+        two = count(HOOK, 2, "10s").settings
+        async with self.open(tmp_path) as journal:
+            aged, *pair = [
+                Entry(event=make_event(), members=[member(two)], after_run_action=True)
+                for _ in range(3)
+            ]
+            await journal.append([aged], now=NOW)
+            for entry in pair:
+                [appended] = await journal.append([entry], now=at(11))
+            assert await decisions_of(journal, aged.event.id) == [("bill", "expired")]
+            [claimed] = await claim_all(journal, seqs(appended))
+            await finish(journal, claimed, ended())
+            due = {each.event.id: each.is_refused for each in await journal.due_actions(0, 9)}
+            assert due == {aged.event.id: True, **{entry.event.id: False for entry in pair}}
 
     async def test_a_clock_that_was_ahead_leaves_a_window_the_time_it_had(
         self, tmp_path: Path

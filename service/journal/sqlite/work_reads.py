@@ -124,10 +124,13 @@ _FAILURE = (  # a skipped run counts as succeeded: there was nothing to do
     " WHERE state NOT IN ('succeeded', 'skipped') ORDER BY seq LIMIT 1)"
 )
 
-_IS_REFUSED = (  # also of an event whose window ended without a run: not everything is done
+_IS_REFUSED = (  # also of an event that a window let go without a run: not everything is done
     "(EXISTS (SELECT 1 FROM runs AS r WHERE r.event_seq = e.seq AND r.refused IS NOT NULL)"
     f" OR EXISTS (SELECT 1 FROM {_WINDOWED} AND r.refused IS NOT NULL)"
-    f" OR {_IN_WINDOW} IN ('expired', 'dropped')))"
+    f" OR {_IN_WINDOW} IN ('expired', 'dropped'))"
+    " OR EXISTS (SELECT 1 FROM decisions AS d CROSS JOIN json_each(d.items) AS made"
+    " WHERE d.event_seq = e.seq AND made.value ->> 'reason' = 'expired'"
+    f" AND NOT {_IN_WINDOW} IS NOT NULL AND w.id = made.value ->> '$.facts.window')))"
 )
 
 
