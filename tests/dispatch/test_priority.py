@@ -17,6 +17,7 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.flowcontrol.priority import HIGH, LOW, NORMAL, ClassTurns
+from turnout.service.operate.verbs import ReplayDead
 
 
 def shares(turns: ClassTurns, ready: set[int], starts: int) -> Counter[int]:
@@ -101,6 +102,31 @@ async def test_runs_of_a_key_have_the_class_of_its_head(tmp_path: Path) -> None:
         service.process.dispatcher.resume("work")
         for run_id in ids:
             assert (await service.finished(run_id)).state is RunState.SUCCEEDED
+
+
+async def test_a_replay_while_the_flow_is_not_loaded_stays_behind_its_key(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    @flow(priority="low", ordered_by=lambda event: "key", on_dead="block")
+    async def work(event: Event) -> None:
+        started.append(event.data)
+        if started == ["fails"]:
+            raise ValueError
+
+    @flow(when=lambda event: False)
+    async def other() -> None: ...
+
+    async with running(tmp_path, [work]) as service:
+        first = (await service.send("fails")).runs[0]
+        await service.finished(first)
+        await service.send("waits")
+    async with running(tmp_path, [other]) as service:
+        await service.process.operator.do(ReplayDead(first))
+        classes = [row.priority for row in await service.process.journal.queued("work", 0, 9)]
+        assert classes == [LOW, LOW]
+    async with running(tmp_path, [work]) as service:
+        await service.all_finished()
+    assert started == ["fails", "waits", "fails"]
 
 
 async def test_runs_queued_before_classes_were_declared_are_normal_and_start(

@@ -132,6 +132,22 @@ def test_a_limit_that_is_lowered_holds_at_once() -> None:
     )
 
 
+def test_a_replay_while_the_flow_is_not_served_stays_behind_its_key() -> None:
+    steps = {"steps": 0, "order": 0}
+    keys = [(1, 1, False), (1, 2, True)]
+    rules = [[("priority", True, 1, 0), ("shared", False, 2, 5)], [], []]
+    replay(
+        FlowControlMachine,
+        {"slots": 1, "policies": [(True, [], True)], "bounds": 0, "rules": rules},
+        [
+            ("send", {"number": 0, "keys": keys, "again": False, **steps}),
+            ("end", {"number": 0, "how": "fail", "seconds": 1, **steps}),
+            ("reload", {"number": 0, "change": "serve", **steps}),
+            ("replay", {"number": 0, **steps}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

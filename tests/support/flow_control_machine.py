@@ -282,7 +282,8 @@ class FlowControlMachine(DispatchMachine):
     def check_class(self, run: Any, known: ControlledRun) -> None:
         """Compare the class of a run that is stored with that which it should have.
 
-        A replay of a flow that is gone has none; once the flow is served again it is a normal one.
+        A replay of a flow that is gone has that of its key, or none; without one it is a normal one
+        once the flow is served again.
         """
         flow = known.flow
         for each in self.declared_rules[flow.number]:
@@ -292,7 +293,9 @@ class FlowControlMachine(DispatchMachine):
             if flow.served or flow.served_at_rest:
                 classes.add(self.class_of(known, each))
             if known.replayed and not (flow.served and flow.served_at_rest):
-                classes.add(None)
+                head = self.head_of(known)
+                classes |= {None} if head is None else {head.level}
+                classes |= {None} if NORMAL in classes else set()
             if run.priority not in classes:
                 self.simulator.faults.append(
                     f"run {run.seq} has the class {run.priority}, not {classes}"

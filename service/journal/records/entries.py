@@ -67,6 +67,11 @@ class NewRun:
     starts: Sequence[Start] = ()
     window_seq: int | None = None
 
+    @property
+    def has_class(self) -> bool:
+        """Whether its flow declares classes; of a flow that is not loaded, whether it did."""
+        return self.priority is not None or (self.keys is not None and ORDER_RULE in self.keys)
+
     def start_past_mode(self) -> None:
         """Start beside what is under way, as an operator wants it: no mode is asked."""
         if self.conditions is not None and self.conditions.mode is not None:

@@ -310,7 +310,7 @@ class Intake:
     ) -> None:
         self.last_run += 1
         run.seq = self.last_run
-        if run.priority is not None and run.order_key is not None:
+        if run.order_key is not None and run.has_class:
             run.priority = self._class_of_head(rows, run, run.order_key)
         row = runs.run_row(run, event_seq, at)
         if run.window_seq is None:
