@@ -288,9 +288,8 @@ class Process:
         rescued = await self.journal.rescue(now=self.now())
         if rescued.requeued or rescued.failed:
             log.warning("runs.rescued", requeued=rescued.requeued, failed=list(rescued.failed))
-        for flow in self.project.flows.values():
-            if flow.was is not None:
-                await self.journal.rename_flow(flow.was, flow.name)
+        if self.project.renamed:
+            await self.journal.rename_flows(self.project.renamed)
         for name, count in (await self.journal.orphans(list(self.project.flows))).items():
             failed = await self.journal.fail_orphaned_runs(name, now=self.now())
             for run_id in failed:

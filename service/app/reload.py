@@ -81,8 +81,8 @@ async def reload_project(process: Process, project: Project) -> None:
 
 async def _take_over(process: Process, project: Project) -> None:
     """Move what is of old names (`was=`) to the new ones, and read the held ordering keys."""
-    renamed = {flow.name: flow.was for flow in project.flows.values() if flow.was is not None}
-    for name, was in renamed.items():
+    renamed = project.renamed
+    for was, name in renamed.items():
         process.dispatcher.adopt(was, name)
     await _rename(process, renamed)
     await process.dispatcher.restore()
@@ -91,11 +91,12 @@ async def _take_over(process: Process, project: Project) -> None:
 
 
 async def _rename(process: Process, renamed: Mapping[str, str]) -> None:
-    for name, was in renamed.items():
-        while True:
-            try:
-                await process.journal.rename_flow(was, name)
-                break
-            except JournalFull:
-                await until_writable(process.journal)
+    """Rename flows in one write: what comes in next finds the runs of each under its new name."""
+    while renamed:
+        try:
+            await process.journal.rename_flows(renamed)
+            break
+        except JournalFull:
+            await until_writable(process.journal)
+    for name in renamed.values():
         process.dispatcher.reread_queue(name)

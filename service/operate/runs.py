@@ -48,7 +48,7 @@ async def retry(parts: Parts, verb: Retry) -> Run:
         parts.owner.ended_for(retried)
         name = parts.current_name(run.flow)
         if name != run.flow and run.state is RunState.QUEUED:
-            await parts.journal.rename_flow(run.flow, name)
+            await parts.journal.rename_flows({run.flow: name})
     if run.state in (RunState.RETRYING, RunState.WAITING):
         parts.owner.recheck_due()
     return run

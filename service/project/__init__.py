@@ -58,6 +58,15 @@ class Project:
             by_type=Listeners(heard),
         )
 
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """The old names of flows (`was=`), each with that of the first flow that says it."""
+        renamed: dict[str, str] = {}
+        for flow in self.flows.values():
+            if flow.was is not None:
+                renamed.setdefault(flow.was, flow.name)
+        return renamed
+
     def started_by(self, event: Event) -> tuple[AnyFlow, ...]:
         """Return the flows that listen to an event, by its trigger or, if emitted, by its type."""
         if event.trigger in EMITTERS:

@@ -148,6 +148,26 @@ def test_a_replay_while_the_flow_is_not_served_stays_behind_its_key() -> None:
     )
 
 
+def test_an_event_that_comes_while_two_flows_are_renamed_cancels_the_runs_of_both() -> None:
+    steps = {"steps": 0, "order": 0}
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 1,
+            "policies": [(False, [("account", 1)], False), (False, [("named", 1)], True)],
+            "bounds": 5,
+            "rules": [[], [("cancel_on", True, 1, 5)], []],
+        },
+        [
+            ("pause", {"number": 1, "pauses": True, **steps}),
+            ("send", {"number": 1, "keys": [(0, 0, False)], "again": False, **steps}),
+            ("reload", {"number": 0, "change": "rename", **steps}),
+            ("reload", {"number": 1, "change": "rename", "steps": 1, "order": 0}),
+            ("call_off", {"number": 0, **steps}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

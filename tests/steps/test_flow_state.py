@@ -210,7 +210,7 @@ async def test_a_renamed_flow_has_the_state_of_its_old_name(tmp_path: Path) -> N
 
     async with serve(counted) as service:
         await service.run(counted)
-        await service.journal.rename_flow("counted", "renamed")
+        await service.journal.rename_flows({"counted": "renamed"})
         assert await service.state("renamed") == 1
         assert await service.state(counted) is None
 

@@ -245,12 +245,16 @@ class DispatchMachine(Machine):
         run = result.run
         self.simulator.retried(run.id, self.at)
         if run.flow != self.named[run.id]:  # it is called what its flow is called now
-            self.told_rename_flow_done(self.named[run.id], run.flow, 1)
+            self.told_rename_flows_done({self.named[run.id]: run.flow}, 1)
 
     def told_drop_done(self, _run_id: str, result: Any) -> None:
         self.simulator.dropped(result.id)
 
-    def told_rename_flow_done(self, was: str, name: str, result: int) -> None:
+    def told_rename_flows_done(self, renamed: Mapping[str, str], result: int) -> None:
+        for was, name in renamed.items():
+            self.renamed(was, name)
+
+    def renamed(self, was: str, name: str) -> None:
         for run in self.simulator.runs.values():
             if self.named[run.id] == was and (run.state not in ENDED or run.dead):
                 self.named[run.id] = name

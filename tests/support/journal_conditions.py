@@ -241,7 +241,7 @@ class ConditionsContract:
     async def test_a_key_goes_with_its_flow_to_a_new_name(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
             await put(journal, asked(WEEK, unique="k"))
-            await journal.rename_flow("bill", "invoice")
+            await journal.rename_flows({"bill": "invoice"})
             entry = make_run("invoice", keys={"unique": "k"}, conditions=WEEK)
             assert (await put(journal, entry)).refused
 
@@ -366,7 +366,7 @@ class ConditionsContract:
             await put(journal, old)
             await finished(journal, old)
             await put(journal, new)
-            await journal.rename_flow("bill", "charge")
+            await journal.rename_flows({"bill": "charge"})
             retried = await journal.retry(old.id, None, mode="latest", flow="charge", now=at(2))
             assert [run.id for run in retried.skipped] == [new.id]
 
@@ -378,7 +378,7 @@ class ConditionsContract:
             old = asked(REPLACE, mode="k")
             await put(journal, old)
             await finished(journal, old)
-            await journal.rename_flow("bill", "charge")
+            await journal.rename_flows({"bill": "charge"})
             retried = await journal.retry(old.id, None, mode=mode, flow="charge", now=at(2))
             assert retried.run.flow == "charge"
             new = make_run("charge", keys={"mode": "k"}, conditions=REPLACE)

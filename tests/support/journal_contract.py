@@ -583,7 +583,7 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             listed = [(one.key, one.version, one.value) for one in await states(journal)]
             assert listed == [("", 2, b"2"), ("key", 1, b'"x"')]
-            await journal.rename_flow("bill", "charge")
+            await journal.rename_flows({"bill": "charge"})
             assert {one.flow for one in await states(journal)} == {"charge"}
 
     async def test_of_two_successes_at_once_one_keeps_the_state(self, tmp_path: Path) -> None:
@@ -714,7 +714,7 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             for start in (counted(0), counted(5), shared):
                 await put(journal, make_run(state=S.RUNNING, starts=[start]))
-            await journal.rename_flow("bill", "charge")
+            await journal.rename_flows({"bill": "charge"})
             await self.prune(journal, now=at(12))
             assert await journal.starts() == [counted(5, flow="charge"), shared]
 
@@ -738,7 +738,7 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             await self.prune(journal, now=at(12))
             assert [await accepts(journal, seconds) for seconds in (12, 12)] == [True, False]
-            await journal.rename_flow("bill", "charge")
+            await journal.rename_flows({"bill": "charge"})
             assert await accepts(journal, 12), "the old name has counted nothing"
 
     async def test_a_rate_limit_does_not_count_what_is_withdrawn(self, tmp_path: Path) -> None:
@@ -943,7 +943,7 @@ class JournalContract:
             assert await found("bill", "limit", "a") == both
             assert await found("bill", "limit.2", "x") == both[:1]
             assert await found("bill", "limit", "x") == [], "another rule has other keys"
-            await journal.rename_flow("bill", "invoice")
+            await journal.rename_flows({"bill": "invoice"})
             assert await found("bill", "limit", "a") == []
             assert await found("invoice", "limit", "a") == both
             (claimed,) = await claim_all(journal, both[:1])
@@ -1469,8 +1469,7 @@ class JournalContract:
                 ("flow:ship/limit", 5), ("flow:sent/limit", 6), ("limit:bill", 7),
             ):  # fmt: skip
                 await journal.override(override(name, count))
-            await journal.rename_flow("bill", "charge")
-            await journal.rename_flow("ship", "sent")
+            await journal.rename_flows({"bill": "charge", "ship": "sent"})
             pauses = await journal.pauses(now=NOW)
             assert {name: pause.note for name, pause in pauses.items()} == {
                 "flow:charge": "flow:bill", "flow:billing": "flow:billing",
@@ -1655,7 +1654,7 @@ class JournalContract:
             dead, late = await start(journal, "old"), await start(journal, "old")
             await finish(journal, dead, ended(S.FAILED))
             assert await journal.orphans(["bill"]) == {"old": 2}
-            assert await journal.rename_flow("old", "new") == 3
+            assert await journal.rename_flows({"old": "new"}) == 3
             await finish(journal, late, ended(S.FAILED))
             assert (await self.counts(journal)).dead == {"new": 2}
             assert await journal.orphans(["bill", "new"]) == {}

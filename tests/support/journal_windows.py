@@ -262,7 +262,7 @@ class WindowsContract:
             await offer(journal, QUIET)
             closed = await journal.close_due({"other": Firing()}, now=at(60), limit=9)
             assert (closed.fired, closed.next_due_at) == ((), None)
-            await journal.rename_flow("bill", "invoice")
+            await journal.rename_flows({"bill": "invoice"})
             assert await journal.open_windows() == {"invoice": 1}
             [fired] = (await journal.close_due({"invoice": Firing()}, now=at(60), limit=9)).fired
             assert fired.queued.flow == "invoice"

@@ -170,10 +170,11 @@ class Work(RunReads, Writable, Protocol):
         children they wait for are cancelled.
         """
 
-    async def rename_flow(self, was: str, name: str) -> int:
-        """Give a flow's unfinished runs and dead letters to its new name; returns how many.
+    async def rename_flows(self, renamed: Mapping[str, str]) -> int:
+        """Give unfinished runs and dead letters of flows to their new names; returns how many.
 
-        Its pause and the limits set for it go along, unless the new name has its own.
+        `renamed` maps old names to new ones, all at one moment among the writes. The pause of a
+        flow and the limits set for it go along, unless the new name has its own.
         """
 
     async def orphans(self, flows: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ Each method is one job for the writing thread. Not here: what it writes (`operat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -175,10 +176,12 @@ class Operating(Calls):
         )
         return count
 
-    async def rename_flow(self, was: str, name: str) -> int:
-        """Give a flow's unfinished runs and dead letters to its new name; returns how many."""
+    async def rename_flows(self, renamed: Mapping[str, str]) -> int:
+        """Give what is unfinished or dead of flows to their new names; returns how many runs."""
         count: int = await self._call(
-            lambda connection, counters: rescue.rename_flow(connection, counters, was, name)
+            lambda connection, counters: sum(
+                rescue.rename_flow(connection, counters, was, name) for was, name in renamed.items()
+            )
         )
         return count
 
