@@ -18,7 +18,7 @@ from .options import Command, chosen, run_async, with_filters, with_json, with_s
 from .output import complain, print_json, progress, say, told
 
 if TYPE_CHECKING:
-    from turnout.service.domain.run import RunState
+    from turnout.service.domain.run import Run, RunState
     from turnout.service.journal.records import Filter
     from turnout.service.operate.verbs import Verb
     from turnout.service.settings import Settings
@@ -68,7 +68,8 @@ class Selection:
 
         `word` is what will be done to them, `states` which of the matching ones are meant: None
         means dead letters. What queues runs again takes the oldest first, so that those of an
-        ordering key keep their order; a cancel the newest, so that none starts meanwhile.
+        ordering key keep their order, but an undo goes backwards: the newest first, children before
+        their parent. A cancel takes the newest first, so that none starts meanwhile.
         """
         if bool(self._run_ids) == bool(self._filters):
             raise click.UsageError(
@@ -77,9 +78,13 @@ class Selection:
         if not self._filters:
             return run_async(_full_ids(self._settings, self._run_ids))
         which = chosen(self._filters, dead=True if states is None else None)
-        ids = run_async(_matching(self._settings, which, states))
+        runs = run_async(_matching(self._settings, which, states))
         if oldest_first:
-            ids.reverse()
+            from turnout.service.operate.replays import is_not_undone
+
+            undone = [run for run in runs if not is_not_undone(run)]
+            runs = [*filter(is_not_undone, runs), *reversed(undone)]
+        ids = [run.id for run in runs]
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")
             return []
@@ -117,7 +122,7 @@ async def _full_ids(settings: Settings, run_ids: Sequence[str]) -> list[str]:
 
 async def _matching(
     settings: Settings, which: Filter, states: frozenset[RunState] | None
-) -> list[str]:
+) -> list[Run]:
     from dataclasses import replace
 
     from turnout.service.operate.filters import all_runs
@@ -127,9 +132,7 @@ async def _matching(
     selected = [which.state] if states is None or which.state else sorted(states)
     async with open_journal_reader(settings) as reader:
         return [
-            run.id
-            for state in selected
-            async for run in all_runs(reader, replace(which, state=state))
+            run for state in selected async for run in all_runs(reader, replace(which, state=state))
         ]
 
 
