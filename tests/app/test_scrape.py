@@ -28,7 +28,7 @@ def holds(data: dict) -> None:
 
 @flow(on=webhook("/blocks"))
 async def blocks(data: dict) -> None:
-    time.sleep(0.3)
+    time.sleep(0.6)  # twice as long as the loop's delay is looked at
 
 @flow(on=webhook("/sleeps"))
 async def sleeps(data: dict) -> None:
