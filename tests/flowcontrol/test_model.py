@@ -168,6 +168,35 @@ def test_an_event_that_comes_while_two_flows_are_renamed_cancels_the_runs_of_bot
     )
 
 
+def test_a_class_whose_flow_is_let_go_run_by_run_misses_no_turn() -> None:
+    steps = {"steps": 0, "order": 0}
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 4,
+            "policies": [
+                (True, [("account", 1), ("named", 2)], False),
+                (False, [("key", 2)], False),
+            ],
+            "bounds": 4,
+            "rules": [
+                [("priority", True, 2, 30)],
+                [("needs", False, 1, 5), ("cancel_on", True, 2, 5), ("priority", False, 2, 30)],
+                [("max_queued", False, 1, 0)],
+            ],
+        },
+        [
+            ("fill", {"number": 95, **steps}),
+            ("reload", {"number": 0, "change": "count", **steps}),
+            FILL,
+            ("reload", {"number": 33, "change": "count", **steps}),
+            ("lose_connection", {"number": 37, **steps}),
+            ("stop", {"order": 0}),
+            ("fill", {"number": 65, **steps}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

@@ -376,6 +376,9 @@ class FlowControlSimulator(DispatchSimulator):
         missed = super().missed() + [run for run in late if self._should_start(run)]
         return [run for run in missed if not self._waits_with_others(run)]
 
+    def _lacks_a_slot(self, run: SimulatedRun) -> bool:
+        return super()._lacks_a_slot(run) and not self._waits_with_others(run)
+
     def _waits_with_others(self, run: SimulatedRun) -> bool:
         """Whether the runs of its flow and class wait for what they need, and it waits with them.
 
