@@ -159,6 +159,10 @@ class Head:
         """Give the turn to the other kind: retries and first tries take turns."""
         self._due_next = not run.is_due or run.resumes
 
+    def take_over(self, other: Head) -> None:
+        """Go on with the turns of a flow that has been renamed: a due run keeps the next one."""
+        self._due_next = self._due_next or other._due_next
+
     # ------------------------------------------------------------ filling it
 
     def arrived(self, run: Queued) -> None:

@@ -503,10 +503,12 @@ class Queue:
         self._epoch += 1
 
     def take_over(self, other: Queue, now: datetime) -> None:
-        """Take over what runs and arrives of a flow that has been renamed to this one."""
+        """Take over what runs and arrives of a flow that was renamed to this one, and its turns."""
         for run in (*other.gates.inside.values(), *other._arriving):
             run.flow = self.flow
         self.gates.take_over(other.gates, now)
         self._arriving.take_over(other._arriving)
+        for level in self._heads.keys() & other._heads.keys():
+            self._heads[level].take_over(other._heads[level])
         self.starting += other.starting
         other.starting = 0

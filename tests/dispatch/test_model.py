@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Say
 from tests.support.dispatch_machine import DispatchMachine
-from tests.support.histories import play
+from tests.support.histories import play, replay
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.queue import Queue
 from turnout.service.flowcontrol.limit import KeyLimit
@@ -34,6 +34,25 @@ def test_every_start_is_as_promised(full: bool, seed: int, say: Say) -> None:
     for number in range(seed, seed + 20):
         say(f"TURNOUT_TEST_SEED={number}")
         play(DispatchMachine, AT_ONCE, seed=number)
+
+
+def test_a_retry_whose_turn_it_is_keeps_it_when_its_flow_is_renamed() -> None:
+    steps = {"steps": 0, "order": 0}
+    more = [(2, 2, False), (0, 1, True), (1, 0, True)]
+    replay(
+        DispatchMachine,
+        {"slots": 4, "policies": [(False, [], True)], "bounds": 4},
+        [
+            ("send", {"number": 0, "keys": [(2, 0, True), (0, 1, False)], "again": False, **steps}),
+            ("end", {"number": 0, "how": "retry", "seconds": 1, **steps}),
+            ("send", {"number": 0, "keys": more, "again": False, **steps}),
+            ("send", {"number": 0, "keys": [(1, 2, True), (2, 0, True)], "again": False, **steps}),
+            ("advance", {"seconds": 1, **steps}),
+            ("cancel", {"number": 46, **steps}),
+            ("cancel", {"number": 14, **steps}),
+            ("reload", {"number": 0, "change": "rename", **steps}),
+        ],
+    )
 
 
 # ---------------------------------------------------------------- negative controls

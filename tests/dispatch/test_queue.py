@@ -358,6 +358,16 @@ def test_a_rename_moves_what_runs_and_arrives_to_the_new_name() -> None:
     assert admission.slots.free == 10
 
 
+def test_a_due_run_whose_turn_it_is_keeps_it_when_its_flow_is_renamed() -> None:
+    old, renamed = fresh(), fresh()
+    arrive(old, 1)
+    assert old.take_to_start(NORMAL).seq == 1
+    renamed.take_over(old, NOW)
+    arrive(renamed, 2)
+    renamed.add_due(due(7))
+    assert take_all(renamed) == [7, 2]
+
+
 def test_a_turn_that_is_passed_on_is_not_offered_to_evicted_runs_that_have_had_it() -> None:
     queue = fresh()
     evict(queue, LIMIT_X, WINDOW + 4)
