@@ -55,6 +55,28 @@ def test_a_retry_whose_turn_it_is_keeps_it_when_its_flow_is_renamed() -> None:
     )
 
 
+def test_retries_that_are_due_at_one_instant_go_by_their_number() -> None:
+    """Run 1 was queued again behind run 2, but both are due again since the same instant."""
+    steps = {"steps": 0, "order": 0}
+    replay(
+        DispatchMachine,
+        {"slots": 1, "policies": [(True, [], False)], "bounds": 0},
+        [
+            (
+                "send",
+                {"number": 0, "keys": [(1, 0, False), (0, 0, False)], "again": False, **steps},
+            ),
+            ("cancel", {"number": 0, **steps}),
+            ("retry", {"number": 0, **steps}),
+            ("send", {"number": 0, "keys": [(2, 0, False)], "again": False, **steps}),
+            ("end", {"number": 0, "how": "retry", "seconds": 1, **steps}),
+            ("end", {"number": 0, "how": "retry", "seconds": 1, **steps}),
+            ("advance", {"seconds": 1, **steps}),
+            ("end", {"number": 0, "how": "succeed", "seconds": 1, **steps}),
+        ],
+    )
+
+
 # ---------------------------------------------------------------- negative controls
 
 Break = Callable[[pytest.MonkeyPatch], None]

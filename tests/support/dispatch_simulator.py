@@ -135,7 +135,8 @@ class SimulatedRun:
 
     @property
     def turn(self) -> tuple[datetime | None, tuple[int, int]]:
-        return (self.due_at if self.is_retry else None), self.arrival
+        """What it goes by in its line; of retries due at one instant, the lower number is first."""
+        return (self.due_at, (self.seq, 0)) if self.is_retry else (None, self.arrival)
 
 
 class DispatchSimulator:
