@@ -213,6 +213,15 @@ def test_what_a_page_names_exists(page: str) -> None:
             assert heading in headings(target), f"{link}#{heading}"
 
 
+def test_the_table_of_checks_names_tests_that_are_there() -> None:
+    page = CHECKOUT / "tests" / "handlers" / "README.md"
+    named = re.findall(r"`([\w./-]+\.py)::(\w+)`", page.read_text("utf-8"))
+    assert named
+    for file, test in named:
+        source = (page.parent / file).read_text("utf-8")
+        assert re.search(rf"^(?:async )?def {test}\(", source, re.MULTILINE), f"{file}::{test}"
+
+
 def headings(page: Path) -> set[str]:
     """Return the headings of a page as links name them."""
     found = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)

@@ -47,6 +47,7 @@ PAGES = tuple(
         "deploy/README.md",
         "deploy/JSON.md",
         "tests/README.md",
+        "tests/handlers/README.md",
         ".github/CONTRIBUTING.md",
         ".github/SECURITY.md",
     )
