@@ -5,7 +5,8 @@ the file has changed, and returns its interpreter. What cannot be had raises `Un
 says why; a table then names the peer as not measured, and the other rows are measured all the same.
 
 The first line of such a file says what was asked for; `uv pip compile --python-version 3.11
---no-header --no-annotate --no-emit-index-url` makes the rest.
+--generate-hashes --no-header --no-annotate --no-emit-index-url` makes the rest. With a hash in the
+file, pip refuses what has none or another one.
 """
 
 from __future__ import annotations
