@@ -74,4 +74,5 @@ class Filling:
             found += [row for row in rows if row.seq not in held]
             after = rows[-1].arrival if rows else after
             more = len(rows) == count and after < queue.ends_before(key)
-        queue.finish_fetching(key, found, more=more, wakeups=wakeups.count, epoch=epoch)
+        up_to = after if more else None
+        queue.finish_fetching(key, found, up_to=up_to, wakeups=wakeups.count, epoch=epoch)

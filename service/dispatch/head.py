@@ -206,6 +206,14 @@ class Head:
         self.cursor = max(self.cursor, up_to)
         self.unread = self.unread or more
 
+    def take_passed(self, is_asked: Callable[[Queued], bool], up_to: int | None) -> list[Queued]:
+        """Take runs that have not asked yet, up to an arrival, from before the window's start."""
+        end = self.passed_to if up_to is None else min(up_to, self.passed_to)
+        found = [run for run in self.window if run.arrival <= end and is_asked(run)]
+        for run in found:
+            self.forget(run)
+        return found
+
     def forget(self, run: Queued) -> bool:
         """Drop a run that has ended; True if it stays, to pass its turn on: it is not queued."""
         at = bisect_left(self.window, run.arrival, key=by_arrival)

@@ -20,7 +20,7 @@ from turnout.service.journal.records import NewRun, Queued
 
 from . import memory
 from .arriving import Arriving
-from .blocked import ORDER, Blocked, Key, Wakeups, blocked_at, order_key
+from .blocked import ORDER, Blocked, Key, Wakeups, blocked_at, by_arrival, order_key
 from .head import Head
 from .memory import Memory
 from .pause_times import PauseTimes
@@ -430,25 +430,44 @@ class Queue:
         return max(self._heads[level].window_start for level in levels)
 
     def finish_fetching(
-        self, key: Key, rows: Sequence[Queued], *, more: bool, wakeups: int, epoch: int
+        self, key: Key, rows: Sequence[Queued], *, up_to: int | None, wakeups: int, epoch: int
     ) -> None:
         """Add the runs of an evicted key, in arrival order, and wake `wakeups` of them.
 
-        None may be in memory already: a run held twice could run twice at once. Runs from
-        the start of their window on are left to it. Those that hold their ordering key, which is
-        the evicted one, are blocked by nothing and are woken besides.
+        They were read up to an arrival; None: there are no more. None may be in memory already: a
+        run held twice could run twice at once. Runs from the start of their window on are left to
+        it; those before it that have not asked yet may be older than the ones read, and join them.
+        Those that hold their ordering key, which is the evicted one, are blocked by nothing and
+        are woken besides.
         """
         if epoch != self._epoch:
             return
         older = [row for row in rows if row.arrival < self._head_of(row).window_start]
+        more = up_to is not None and len(older) == len(rows)
+        older = sorted((*older, *self._take_unasked(key, up_to)), key=by_arrival)
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
                 self._wake(row, key)
-        self.blocked.read_again(key, blocked, more=more and len(older) == len(rows))
+        self.blocked.read_again(key, blocked, more=more)
         others = self.blocked.wakeups.pop(key, None)  # they came during the read
         for _ in range(wakeups + (0 if others is None else others.count)):
             self._wake(self.blocked.next(key), key)
+
+    def _take_unasked(self, key: Key, up_to: int | None) -> list[Queued]:
+        """Take the runs that a key would block, up to an arrival, from before the window's start.
+
+        Reads pass over runs of a blocked key, but not over one that was claimed before, as one
+        that an operator retried: it stands in the window, and newer ones are in the journal only.
+        """
+        rule_id, text, level = key
+
+        def is_blocked(run: Queued) -> bool:
+            own = run.order_key if rule_id == ORDER else (run.keys or {}).get(rule_id)
+            return own == text and self.would_wait(run, key)
+
+        heads = [head for each, head in self._heads.items() if level in (0, each)]
+        return [run for head in heads for run in head.take_passed(is_blocked, up_to)]
 
     def would_wait(self, run: Queued, key: Key) -> bool:
         """Whether a key blocks a run: a limit key blocks only the holder of its ordering key."""

@@ -185,7 +185,7 @@ def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
     key, wakeups, epoch = queue.start_fetching()
     queue.clear()
     rows = [queued(WINDOW + 1, "x")]
-    queue.finish_fetching(key, rows, more=False, wakeups=wakeups.count, epoch=epoch)
+    queue.finish_fetching(key, rows, up_to=None, wakeups=wakeups.count, epoch=epoch)
     assert not list(queue.rows())
 
 
@@ -235,7 +235,7 @@ def test_blocked_runs_beyond_the_bound_are_evicted_and_their_wakeups_pend() -> N
     assert (key, wakeups.count, wakeups.after) == (ORDER_X, 1, 0)
     assert ORDER_X in queue.blocked  # while it is read, nothing newer may overtake it
     rows = [queued(WINDOW + 1, "x")]
-    queue.finish_fetching(key, rows, more=False, wakeups=wakeups.count, epoch=epoch)
+    queue.finish_fetching(key, rows, up_to=None, wakeups=wakeups.count, epoch=epoch)
     assert take_all(queue)[-1] == WINDOW + 1
     assert ORDER_X not in queue.blocked
 
@@ -248,7 +248,7 @@ def test_an_evicted_key_is_read_for_every_pending_wakeup_up_to_the_window() -> N
     key, wakeups, epoch = queue.start_fetching()
     wake(queue, LIMIT_X, 1)  # during the read
     rows = [queued(seq) for seq in range(WINDOW + 1, WINDOW + 7)]  # two belong to the window
-    queue.finish_fetching(key, rows, more=True, wakeups=wakeups.count, epoch=epoch)
+    queue.finish_fetching(key, rows, up_to=WINDOW + 6, wakeups=wakeups.count, epoch=epoch)
     assert not queue.blocked.wakeups
     wake(queue, LIMIT_X, 2)
     assert LIMIT_X not in queue.blocked, "runs of the window do not block the key"
@@ -260,9 +260,32 @@ def test_a_run_whose_key_became_free_does_not_overtake_an_older_run_of_another_k
     head, (_, epoch) = queue.head(NORMAL), queue.start_reading(NORMAL)
     queue.finish_reading(NORMAL, [queued(5)], up_to=6, more=False, epoch=epoch, passed_over=True)
     rows = [queued(seq, limit_key="x") for seq in (4, 6)]  # left in the journal by that read
-    queue.finish_fetching(LIMIT_X, rows, more=False, wakeups=2, epoch=epoch)
+    queue.finish_fetching(LIMIT_X, rows, up_to=None, wakeups=2, epoch=epoch)
     assert [run.seq for run in head.woken] == [4, 6]
     assert take_all(queue) == [4, 5, 6]
+
+
+def test_a_run_of_an_evicted_key_that_has_not_asked_goes_before_newer_ones_that_are_read() -> None:
+    queue = fresh()
+    head, (_, epoch) = queue.head(NORMAL), queue.start_reading(NORMAL)
+    rows = [queued(5, "x"), queued(8, "x")]  # an operator retried them
+    queue.finish_reading(NORMAL, rows, up_to=8, more=False, epoch=epoch, passed_over=True)
+    read_of_x = [queued(6, "x")]  # left in the journal by that read
+    queue.finish_fetching(ORDER_X, read_of_x, up_to=6, wakeups=1, epoch=epoch)
+    assert [run.seq for run in head.woken] == [5]
+    assert [run.seq for run in head.window] == [8]
+    assert queue.blocked.count == 1
+    wake(queue, ORDER_X, 1)
+    assert [run.seq for run in head.woken] == [5, 6]
+
+
+def test_a_run_that_waits_for_its_ordering_key_first_stays_when_a_limit_key_is_read() -> None:
+    queue = fresh()
+    head, (_, epoch) = queue.head(NORMAL), queue.start_reading(NORMAL)
+    rows = [queued(5, "x", "x")]
+    queue.finish_reading(NORMAL, rows, up_to=8, more=False, epoch=epoch, passed_over=True)
+    queue.finish_fetching(LIMIT_X, [], up_to=None, wakeups=1, epoch=epoch)
+    assert [run.seq for run in head.window] == [5]
 
 
 def test_due_and_queued_runs_take_turns_the_oldest_of_each_also_of_woken_ones() -> None:
