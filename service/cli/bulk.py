@@ -62,14 +62,13 @@ class Selection:
         self._as_json = as_json
 
     def ids(
-        self, word: str, states: frozenset[RunState] | None, *, oldest_first: bool = False
+        self, word: str, states: frozenset[RunState] | None, *, queues: bool = False
     ) -> list[str]:
         """Return the ids of the runs; asks first if filters select them.
 
         `word` is what will be done to them, `states` which of the matching ones are meant: None
-        means dead letters. What queues runs again takes the oldest first, so that those of an
-        ordering key keep their order, but an undo goes backwards: the newest first, children before
-        their parent. A cancel takes the newest first, so that none starts meanwhile.
+        means dead letters. What `queues` runs again takes them in that order (`to_queue_again`), a
+        cancel the newest first, so that none starts meanwhile.
         """
         if bool(self._run_ids) == bool(self._filters):
             raise click.UsageError(
@@ -79,11 +78,10 @@ class Selection:
             return run_async(_full_ids(self._settings, self._run_ids))
         which = chosen(self._filters, dead=True if states is None else None)
         runs = run_async(_matching(self._settings, which, states))
-        if oldest_first:
-            from turnout.service.operate.replays import is_not_undone
+        if queues:
+            from turnout.service.operate.replays import to_queue_again
 
-            undone = [run for run in runs if not is_not_undone(run)]
-            runs = [*filter(is_not_undone, runs), *reversed(undone)]
+            runs = to_queue_again(runs)
         ids = [run.id for run in runs]
         if not ids:
             say("no runs match" if states is not None else "no dead letters match")

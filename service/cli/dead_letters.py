@@ -67,7 +67,7 @@ def dead_replay(selection: Selection) -> None:
     """
     from turnout.service.operate.verbs import ReplayDead
 
-    ids = selection.ids("replay", None, oldest_first=True)
+    ids = selection.ids("replay", None, queues=True)
     known = selection.accepts_not_undone(ids)
     selection.act("replay", ids, lambda run_id: ReplayDead(run_id, known))
 

@@ -148,7 +148,7 @@ def retry(selection: Selection, from_step: str | None, force: bool) -> None:
     from turnout.service.domain.run import RunState
     from turnout.service.operate.verbs import Retry
 
-    ids = selection.ids("retry", frozenset({RunState.FAILED}), oldest_first=True)
+    ids = selection.ids("retry", frozenset({RunState.FAILED}), queues=True)
     selection.act("retry", ids, lambda run_id: Retry(run_id, from_step, force))
 
 

@@ -199,6 +199,16 @@ def is_not_undone(run: Run) -> bool:
     return run.undo in ("running", "failed")
 
 
+def to_queue_again(newest_first: Sequence[Run]) -> list[Run]:
+    """Order runs that are queued again: those of an ordering key keep their order, oldest first.
+
+    An undo goes backwards: what is not undone goes before all others, the newest first, so that
+    children are undone before their parent.
+    """
+    others = [run for run in newest_first if not is_not_undone(run)]
+    return [*filter(is_not_undone, newest_first), *reversed(others)]
+
+
 def _refuse_not_undone(runs: Sequence[Run]) -> None:
     """Raise `Refused` if effects of a run may remain, which a replay would repeat."""
     for run in runs:

@@ -16,6 +16,7 @@ from turnout.service.steps.approval import find_fields, read_fields
 from .filters import all_runs
 from .names import no_run
 from .parts import Parts, handles, plans, whole_id
+from .replays import to_queue_again
 from .verbs import Answer, Cancel, CancelAll, Retry, RetryAll
 
 
@@ -67,9 +68,9 @@ async def cancel_all(parts: Parts, verb: CancelAll) -> list[Run]:
 
 @handles(RetryAll)
 async def retry_all(parts: Parts, verb: RetryAll) -> list[Run]:
-    """Retry one run after the other, oldest first: those of an ordering key keep their order."""
+    """Retry one run after the other."""
     done = []
-    for run in reversed(await _matching(parts, verb.which)):
+    for run in to_queue_again(await _matching(parts, verb.which)):
         if run.state in (RunState.FAILED, RunState.CANCELLED):
             with suppress(Refused, NotFound):
                 done.append(await retry(parts, Retry(run.id)))

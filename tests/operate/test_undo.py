@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
 
-from tests.support.running import Running, running
+from tests.support.running import Running, make_event, running
 from turnout import Fail, current, flow, task
+from turnout.service.app.process import ManualTrigger
 from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import Refused
+from turnout.service.domain.event import Event
+from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Filter
@@ -264,6 +268,27 @@ async def test_bulk_retry_finishes_undos_too(tmp_path: Path) -> None:
         (retried,) = await service.process.operator.do(RetryAll(Filter(flow="order")))
         assert retried.id == run_id
         assert (await ended(service, run_id)).undo == "done"
+
+
+async def test_bulk_retry_undoes_backwards_before_it_queues_the_oldest_first(
+    tmp_path: Path,
+) -> None:
+    @flow
+    async def fails() -> None:
+        raise Fail("no stock")
+
+    def only(flow: Flow[..., Any], _event: Event) -> tuple[Flow[..., Any]]:
+        return (flow,)
+
+    broken.add("refund a")
+    async with running(tmp_path, [fails, order]) as service:
+        runs = []
+        for each in (fails, order, fails, order):
+            emitter = service.process.emitter(ManualTrigger("test", "test"), partial(only, each))
+            runs += (await emitter([make_event()]))[0].runs
+            await service.finished(runs[-1])
+        retried = await service.process.operator.do(RetryAll(Filter()))
+        assert [runs.index(run.id) for run in retried] == [3, 1, 0, 2]
 
 
 async def test_dead_letters_that_are_not_undone_go_along_with_a_renamed_flow(
