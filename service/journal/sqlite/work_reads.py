@@ -207,7 +207,7 @@ class WorkReads(SqliteReader):
         self, before: datetime, limit: int, *, after: Queued | None = None
     ) -> list[Queued]:
         """Return scheduled, retrying and waiting runs due by `before`, the earliest due first."""
-        last = (-1, 0)
+        last = (-_NO_END, 0)
         if after is not None:
             assert after.due_at is not None  # it was returned here
             last = micros(after.due_at), after.seq
