@@ -313,10 +313,10 @@ class RunContext:
 
 
 class _Current(RunContext):
-    """What an author asks for and misspells is answered with a hint.
+    """The context of a run once its author has asked for it: a misspelt name gets a hint.
 
-    A class apart: Python reads every attribute of an object several times slower where its class
-    has `__getattr__`, so the context of a run is of this class once its author has asked for it.
+    A class of its own, since Python reads every attribute of an object several times slower if its
+    class has `__getattr__`, and most runs never ask.
     """
 
     __slots__ = ()

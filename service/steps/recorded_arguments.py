@@ -16,7 +16,8 @@ from turnout.service.domain.unknown import Unknown
 from turnout.service.governance import secrets
 from turnout.service.journal.records import RecordedArguments
 
-from .digest import ARGUMENTS, encoded_atoms, encoded_call
+from .digest import ARGUMENTS, encoded_call
+from .exact import ATOMS
 
 UNKNOWN = "?"
 """Recorded in place of a digest for arguments that have none."""
@@ -39,12 +40,6 @@ def arguments_of(
     name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> RecordedArguments:
     """Return what is recorded of a call of `name`: `f(1)` and `f(x=1)` are the same call."""
-    if not kwargs and not secrets.live_forms:
-        data = encoded_atoms(args)
-        if data is not None and len(data) <= _MAX_TEXT and len(args) <= _MAX_SHOWN:
-            # Most calls: every text is short, so that Python's own words for them will do.
-            words = f"{name}({args[0]!r})" if len(args) == 1 else f"{name}{args!r}"
-            return RecordedArguments(blake2b(data, digest_size=8).hexdigest(), words)
     placed, named = _placed(function, args, kwargs) if kwargs else (args, {})
     try:
         data = encoded_call(placed, named, ARGUMENTS)
@@ -56,7 +51,14 @@ def arguments_of(
             data = None  # a digest on disk would help to guess it
         if data is None:
             shown = _masked
-    digest = UNKNOWN if data is None else blake2b(data, digest_size=8).hexdigest()
+    if data is None:
+        return RecordedArguments(UNKNOWN, _words(name, placed, named, shown))
+    digest = blake2b(data, digest_size=8).hexdigest()
+    is_short = len(data) <= _MAX_TEXT and not named and len(placed) <= _MAX_SHOWN
+    if is_short and shown is _shown and ATOMS.issuperset(map(type, placed)):
+        # Most calls: every text is short, so that Python's own words for them will do.
+        words = f"({placed[0]!r})" if len(placed) == 1 else f"{(*placed,)!r}"
+        return RecordedArguments(digest, name + words)
     return RecordedArguments(digest, _words(name, placed, named, shown))
 
 

@@ -95,7 +95,10 @@ def root_path(run: ClaimedRun) -> str:
 
 
 _attempts_running = 0
-"""In this process. Not kept in a class: a class that changes is slow to read (measured)."""
+"""How many runs are being tried in this process.
+
+Not an attribute of a class: Python reads those of a class that changes several times slower.
+"""
 
 
 def open_root(context: RunContext, path: str) -> Scope:
