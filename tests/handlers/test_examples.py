@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ import pytest
 
 from tests.support import CHECKOUT
 from tests.support.program import Program, turnout, until
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.slow
 
@@ -153,14 +153,8 @@ def receiver(*statuses: int) -> Iterator[tuple[str, list[str]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         yield f"http://127.0.0.1:{server.server_port}/report", texts
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ async def test_bulk_retry_undoes_backwards_before_it_queues_the_oldest_first(
 
     broken.add("refund a")
     async with running(tmp_path, [fails, order]) as service:
-        runs = []
+        runs: list[str] = []
         for each in (fails, order, fails, order):
             emitter = service.process.emitter(ManualTrigger("test", "test"), partial(only, each))
             runs += (await emitter([make_event()]))[0].runs
