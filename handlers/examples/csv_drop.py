@@ -1,4 +1,4 @@
-"""A CSV file is dropped: every row is validated, the file is summarised and moved away.
+"""Take in CSV files as they are dropped: validate every row, summarise, move the file away.
 
 Drop files into `inbox/`. A good one ends in `inbox/done/` with its summary as the run's result; a
 bad one ends in `inbox/failed/`, and the run names every bad line.

@@ -1,4 +1,4 @@
-"""A report every morning: two steps, and neither a retry nor a restart repeats one that is done.
+"""Send a report every morning; neither a retry nor a restart repeats a step that is done.
 
 It counts the files `csv_drop` has finished and sends one line to the address in `REPORT_URL`,
 which takes `{"text": …}` by POST as the incoming webhooks of chat services do.

@@ -1,4 +1,4 @@
-"""How much there is to do decides how it is done; what was fetched within the hour is not again.
+"""Fetch at once and cache for an hour; how much came decides how it is worked on.
 
 The service at `SHOP_URL` answers `/users` and `/orders` with JSON lists.
 """

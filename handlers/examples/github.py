@@ -1,4 +1,4 @@
-"""GitHub calls a webhook: deliveries are verified, validated, and each says what happened.
+"""Take webhooks of GitHub: verify and validate each delivery, and say what happened.
 
 Set `GITHUB_WEBHOOK_SECRET` to the secret of the webhook you made on GitHub, and give GitHub the
 address `https://YOUR-HOST/hooks/github` with content type `application/json`. A delivery sent

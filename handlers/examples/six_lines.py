@@ -1,4 +1,4 @@
-"""The smallest useful flow: six lines that look at the disk every ten seconds."""
+"""Look at the disk every ten seconds: the smallest useful flow, in six lines."""
 
 from shutil import disk_usage
 

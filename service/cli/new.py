@@ -1,7 +1,8 @@
 """`turnout new NAME`: a project that checks, serves and tests green as it is.
 
-What it writes are the files of `handlers/templates`, which are checked and tested like all other
-code. Nothing is ever overwritten: the folder is made beside its place and moved there whole.
+What it writes are the files of `handlers/templates`, and of `handlers/examples` those that are
+asked for; all are checked and tested like other code. Nothing is ever overwritten: the folder is
+made beside its place and moved there whole.
 """
 
 # ruff: noqa: D301  click takes the escape for its own: "\b" keeps the lines of an example apart
@@ -14,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,9 +23,13 @@ import click
 
 from turnout.service.domain.errors import SetupError
 
-from .output import say
+from .examples import Example, examples
+from .output import complain, say
 
-EXAMPLES = ("approval", "polling", "report")
+_NEEDS = "requirements.txt"
+_ELSEWHERE = "elsewhere"
+"""Where the code that other systems run goes: turnout serves flow files, and opens no folder."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _FIRST_CALL = (
     "curl -sS http://127.0.0.1:8080/hooks/orders -H 'Content-Type: application/json' "
@@ -31,14 +37,40 @@ _FIRST_CALL = (
 )
 
 
+def _chosen(
+    context: click.Context, option: click.Parameter, names: tuple[str, ...]
+) -> tuple[Example, ...]:
+    """Return the examples of these names, each once; lists all of them if a name is none."""
+    known = examples()
+    wrong = [name for name in dict.fromkeys(names) if name not in known]
+    if not wrong:
+        return tuple(known[name] for name in dict.fromkeys(names))
+    listed = "\n".join(_listed(known.values()))
+    if wrong == [""]:
+        say(listed)
+        context.exit()
+    complain(listed)
+    raise click.BadParameter(f"{wrong[0]!r} is none of the examples above", context, option)
+
+
+def _listed(all_of_them: Collection[Example]) -> Iterator[str]:
+    folder, width = "", max(len(example.name) for example in all_of_them)
+    for example in all_of_them:
+        if example.folder != folder:
+            folder = example.folder
+            yield f"\n{folder}:"
+        yield f"  {example.name:<{width}}  {example.does}"
+
+
 @click.command()
 @click.argument("name", type=click.Path(path_type=Path))
 @click.option("--kafka", is_flag=True, help="Add a flow for the records of a topic.")
 @click.option(
-    "--example", "examples", type=click.Choice(EXAMPLES), multiple=True,
-    help="Add an example with its test; may be repeated.",
+    "--example", "chosen", metavar="[EXAMPLE]", multiple=True, is_flag=False, flag_value="",
+    is_eager=True, callback=_chosen,
+    help="Add an example with its test; may be repeated. Without a name: list all examples.",
 )  # fmt: skip
-def new(name: Path, kafka: bool, examples: tuple[str, ...]) -> None:
+def new(name: Path, kafka: bool, chosen: tuple[Example, ...]) -> None:
     """Make a project: two flows, a test, settings, a systemd unit, a .gitignore.
 
     NAME is the folder to make. It asks nothing and overwrites nothing.
@@ -46,6 +78,7 @@ def new(name: Path, kafka: bool, examples: tuple[str, ...]) -> None:
     \b
     turnout new orders
     turnout new orders --kafka --example approval
+    turnout new --example
     """
     target = Path(os.path.normpath(Path.cwd() / name))
     if not _NAME.fullmatch(target.name):
@@ -53,14 +86,15 @@ def new(name: Path, kafka: bool, examples: tuple[str, ...]) -> None:
             f"{target.name!r} cannot name a project: use letters, digits, - and _, beginning with "
             "a letter, like order-flows"
         )
-    parts = ["project", *(["kafka"] if kafka else []), *dict.fromkeys(examples)]
-    _make(target, parts)
+    _make(target, ["project", *(["kafka"] if kafka else [])], chosen)
     say(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}\n")
     steps = [f"cd {name}", "turnout check .", "python -m unittest", "turnout serve .", _FIRST_CALL]
+    if (target / _NEEDS).exists():
+        steps.insert(1, f"python -m pip install --requirement {_NEEDS}")
     say("Next, the last line from a second terminal:\n  " + "\n  ".join(steps))
 
 
-def _make(target: Path, parts: list[str]) -> None:
+def _make(target: Path, parts: list[str], chosen: Iterable[Example]) -> None:
     """Make the folder whole, or not at all; raises `SetupError`."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SetupError(f"{target} exists already, and nothing is overwritten; take another name")
@@ -71,6 +105,7 @@ def _make(target: Path, parts: list[str]) -> None:
         whole = Path(made) / target.name
         whole.mkdir()
         _write(whole, target, parts)
+        _copy(chosen, whole)
         whole.rename(target)  # refused if somebody has put something there meanwhile
     except OSError as error:
         raise SetupError(
@@ -100,3 +135,17 @@ def _write(folder: Path, target: Path, parts: list[str]) -> None:
                 text = re.sub(r"@([A-Z]+)@", lambda found: filled[found[1]], text)
             with (folder / renamed.get(template.name, template.name)).open("a") as file:
                 file.write(text)  # a second turnout.toml is more settings
+
+
+def _copy(chosen: Iterable[Example], folder: Path) -> None:
+    """Copy examples with their tests, and write down which packages they need."""
+    needs = sorted({need for example in chosen for need in example.needs})
+    for example in chosen:
+        for file in (example.file, example.test):
+            (folder / file.name).write_text(file.read_text("utf-8"), "utf-8")
+        for file in example.beside:
+            elsewhere = folder / _ELSEWHERE
+            elsewhere.mkdir(exist_ok=True)
+            (elsewhere / file.name).write_text(file.read_text("utf-8"), "utf-8")
+    if needs:
+        (folder / _NEEDS).write_text("\n".join(needs) + "\n", "utf-8")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.bench.peers import python_of
+from tests.support.program import environment
 from turnout.service.cli import cli, new
+from turnout.service.cli.examples import Example, examples
 from turnout.service.domain.errors import SetupError
 from turnout.service.project.check import check
 
 TEMPLATES = Path(new.__file__).parents[2] / "handlers" / "templates"
+EXAMPLES = examples()
 PROJECT = {".gitignore", "orders.service", "flows.py", "test_flows.py", "turnout.toml"}
 
 
@@ -65,26 +72,133 @@ def test_systemd_accepts_the_unit_of_a_project_also_in_a_folder_with_a_blank(
     assert (verdict.returncode, about_us) == (0, [])
 
 
+def missing(example: Example) -> bool:
+    """Whether a package that an example needs is not installed here."""
+    try:
+        for need in example.needs:
+            version(re.split(r"[\[<>=]", need)[0])
+    except PackageNotFoundError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_project_with_an_example_has_what_belongs_to_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = EXAMPLES[name]
+    done = typed(tmp_path, monkeypatch, "orders", "--example", name)
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "orders"
+    needs = {"requirements.txt"} if example.needs else set()
+    assert set(contents(folder)) == PROJECT | needs | {f"{name}.py", f"test_{name}.py"}
+    beside = {each.name for each in example.beside}
+    assert {each.name for each in (folder / "elsewhere").glob("*")} == beside
+    if needs:
+        assert (folder / "requirements.txt").read_text().split("\n")[:-1] == sorted(example.needs)
+        assert "\n  python -m pip install --requirement requirements.txt\n" in done.output
+    if missing(example):
+        return
+    found = check([folder])
+    assert found.problems == ()
+    assert len(found.flows) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_project_with_everything_is_checked_tested_and_served_at_once(
+def test_a_project_with_everything_passes_its_tests_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examples = [word for name in new.EXAMPLES for word in ("--example", name)]
-    done = typed(tmp_path, monkeypatch, "orders", "--kafka", *examples)
+    ready = [name for name, example in EXAMPLES.items() if not missing(example)]
+    assert len(ready) >= 10
+    words = [word for name in ready for word in ("--example", name)]
+    done = typed(tmp_path, monkeypatch, "orders", "--kafka", *words)
     assert done.exit_code == 0, done.output
     folder = tmp_path / "orders"
     settings = tomllib.loads((folder / "turnout.toml").read_text())
     assert settings["kafka_bootstrap_servers"] == "127.0.0.1:9092"
-    found = check([folder])
-    assert (found.problems, found.warnings) == ((), ())
-    assert len(list(folder.glob("test_*.py"))) == 2 + len(new.EXAMPLES)
+    assert len(list(folder.glob("test_*.py"))) == 2 + len(ready)
+    passes_its_tests(folder)
+
+
+def passes_its_tests(folder: Path, env: Mapping[str, str] | None = None, behind: str = "") -> None:
+    """Run the tests of a project as its page says, with the packages of a folder behind ours."""
+    code = "import sys, unittest\nsys.path += ['.', *sys.argv.pop().split()]\nunittest.main(None)"
     tests = subprocess.run(
-        [sys.executable, "-m", "unittest"],
-        cwd=folder, capture_output=True, text=True, timeout=100, check=False,
+        [sys.executable, "-c", code, "discover", behind],
+        cwd=folder, env=environment(env or {}), capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert tests.returncode == 0, tests.stderr
     assert "\nOK" in tests.stderr
+
+
+ELSEWHERE = {"celery_orders": "celery"}
+"""By example that needs what the tests do not have: the environment that has it."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_example_passes_its_tests_where_its_packages_are(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = next(python_of(ELSEWHERE[name]).parents[1].glob("lib/*/site-packages"))
+    assert typed(tmp_path, monkeypatch, "orders", "--example", name).exit_code == 0
+    monkeypatch.syspath_prepend(library)
+    sys.path.append(sys.path.pop(0))
+    assert check([tmp_path / "orders"]).problems == ()
+    passes_its_tests(tmp_path / "orders", behind=str(library))
+
+
+def test_every_example_is_tested_somewhere_and_says_what_it_needs() -> None:
+    for name, example in EXAMPLES.items():
+        assert example.test.is_file(), f"handlers/examples/tests/test_{name}.py is missing"
+        assert name in ELSEWHERE or not missing(example), f"{name}: add its environment above"
+        source = example.file.read_text("utf-8")
+        needed = {re.split(r"[\[<>=]", need)[0] for need in example.needs}
+        assert {PACKAGES.get(each, each) for each in imported(source)} - CORE == needed, name
+
+
+PACKAGES: Mapping[str, str] = {}
+"""By module: the package that has it, where that is called otherwise."""
+
+CORE = {"httpx", "pydantic", "turnout", *sys.stdlib_module_names}
+
+
+def imported(source: str) -> set[str]:
+    """Return the top modules that a source imports anywhere."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {each.name.split(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+def test_every_file_of_the_examples_belongs_to_one() -> None:
+    belong = {
+        each.name for example in EXAMPLES.values() for each in (example.file, *example.beside)
+    }
+    belong |= {example.test.name for example in EXAMPLES.values()}
+    folder = TEMPLATES.parent / "examples"
+    there = {path.name for path in folder.rglob("*.py") if "__pycache__" not in path.parts}
+    assert there == belong
+
+
+def test_the_examples_are_listed_where_none_or_a_wrong_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["--example"], ["orders", "--example"], ["--example", "--kafka", "orders"]):
+        listed = typed(tmp_path, monkeypatch, *words)
+        assert listed.exit_code == 0
+        for name, example in EXAMPLES.items():
+            assert re.search(rf"^  {name} +{re.escape(example.does)}$", listed.output, re.MULTILINE)
+    wrong = typed(tmp_path, monkeypatch, "orders", "--example", "trip", "--example", "tripp")
+    assert wrong.exit_code == 2
+    assert "'tripp' is none of the examples above" in wrong.stderr and "  trip " in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_overwritten_and_a_name_is_checked(
@@ -100,8 +214,6 @@ def test_nothing_is_overwritten_and_a_name_is_checked(
     assert contents(tmp_path / "orders") == {"flows.py": "mine"}
     wrong = typed(tmp_path, monkeypatch, "9 lives")
     assert "'9 lives' cannot name a project: use letters, digits, - and _" in wrong.output
-    unknown = typed(tmp_path, monkeypatch, "orders", "--example", "everything")
-    assert unknown.exit_code == 2 and "approval" in unknown.output
     (tmp_path / "afile").write_text("")
     nowhere = typed(tmp_path, monkeypatch, "afile/orders")
     assert str(nowhere.exception).startswith(f"cannot make {tmp_path}/afile/orders: ")

@@ -108,7 +108,7 @@ class Shop:
         """Place an order; returns its run."""
         body = json.dumps({"id": "7", "amount": 3.5}).encode()
         headers = {"Content-Type": "application/json"}
-        answer = self.program.ask("/hooks/orders", method="POST", body=body, headers=headers)
+        answer = self.program.ask("/hooks/paid-orders", method="POST", body=body, headers=headers)
         assert answer is not None and answer.status == 202, answer
         return str(answer.json["runs"][0])
 

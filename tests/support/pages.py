@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from turnout import _reference
 from turnout.service.cli import cli
+from turnout.service.cli.examples import examples
 from turnout.service.cli.fields import FIELDS
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import FINISHED, TRANSITIONS
@@ -37,6 +38,7 @@ PAGES = tuple(
         "handlers/WINDOWS.md",
         "handlers/ACTIONS.md",
         "handlers/HAND_OFFS.md",
+        "handlers/examples/README.md",
         "handlers/coming_from/SCHEDULE.md",
         "handlers/coming_from/CELERY_BEAT.md",
         "handlers/coming_from/AIRFLOW.md",
@@ -277,6 +279,28 @@ def example(path: str, system: str = "") -> str:
     return f"{f'```python {system}'.strip()}\n# {file.name}\n{file.read_text('utf-8')}```\n"
 
 
+CHAPTERS = {
+    "": "React, report, wait, undo",
+    "data": "Bring data from one place to another",
+    "systems": "Work with other systems",
+}
+"""What the examples of each folder are about; a new folder needs a line here."""
+
+
+def examples_tables() -> str:
+    """Return what people want to do, and the example for it, folder by folder."""
+    chapters: dict[str, list[tuple[str, ...]]] = {}
+    for each in examples().values():
+        place = f"{each.folder}/" if each.folder else ""
+        files = [f"[{each.name}]({place}{each.name}.py)"]
+        files += [f"[{beside.name}]({place}{beside.name})" for beside in each.beside]
+        needs = ", ".join(f"`{need}`" for need in each.needs)
+        test = f"[test](tests/test_{each.name}.py)"
+        rows = chapters.setdefault(each.folder, [("You want to", "Example", "Test", "Needs")])
+        rows.append((each.does[0].lower() + each.does[1:], ", ".join(files), test, needs))
+    return "\n".join(f"## {CHAPTERS[folder]}\n\n{_table(chapters[folder])}" for folder in chapters)
+
+
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
     "turnout": _reference.page,
@@ -286,6 +310,7 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "handlers/examples/systems/celery_worker.py": lambda: example(
         "systems/celery_worker.py", "celery"
     ),
+    "handlers/examples": examples_tables,
     "handlers/examples/data/sales_report.py": lambda: example("data/sales_report.py"),
     "handlers/examples/dynamic.py": lambda: example("dynamic.py"),
     "handlers/flow.py": lambda: options_table("flow"),

@@ -1,8 +1,12 @@
-"""Several sources into several places: read at once, checked, joined, and loaded at once.
+"""Bring rows of several sources into several places: read at once, check, join, load at once.
 
 A pipeline is a JSON file dropped into `pipelines/`. Data that breaks a rule fails the run at once,
-also under `python -O`; a place that is down is tried again by itself. Needs pandas and duckdb.
+also under `python -O`; a place that is down is tried again by itself.
 """
+
+# /// script
+# dependencies = ["duckdb>=1.4", "pandas>=2.3"]
+# ///
 
 import sqlite3
 from pathlib import Path

@@ -1,8 +1,12 @@
-"""Sales of the day, grouped, saved and told: four steps, each with a policy of its own.
+"""Group the sales of the day with pandas, save them and tell: each step has a policy of its own.
 
 The service at `SALES_URL` answers `/data` with a JSON list of sales. A crash anywhere repeats only
-the step it cut off; the message may arrive twice then, under one `Idempotency-Key`. Needs pandas.
+the step it cut off; the message may arrive twice then, under one `Idempotency-Key`.
 """
+
+# /// script
+# dependencies = ["pandas>=2.3"]
+# ///
 
 from pathlib import Path
 

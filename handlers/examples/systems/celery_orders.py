@@ -1,8 +1,12 @@
 """Hand work to Celery and take the result back; while no worker runs, the run waits.
 
-The service needs `celery[redis]`, not the workers' code; `CELERY_URL` is the address of the Redis.
-`celery_worker.py` is what the workers run.
+`CELERY_URL` is the address of the Redis. `celery_worker.py` is what the workers run; the service
+does not need that code.
 """
+
+# /// script
+# dependencies = ["celery[redis]>=5.6"]
+# ///
 
 from functools import cache
 from typing import Any
@@ -38,7 +42,7 @@ def charged(task_id: str) -> str | Pending:
     return str(found.result)
 
 
-@flow(on=webhook("/orders", verify="none"))
+@flow(on=webhook("/paid-orders", verify="none"))
 async def bill(order: dict[str, Any]) -> str:
     """Have a worker charge the order, and return the receipt."""
     return await poll(charged, await hand_off.run(order), every="1s", timeout="12h")

@@ -4,6 +4,10 @@ Celery delivers a task at least once: again after a worker was killed, and twice
 So the effect is stored under the task's id, which is the same each time.
 """
 
+# /// script
+# dependencies = ["celery[redis]>=5.6"]
+# ///
+
 import os
 import sqlite3
 from contextlib import closing

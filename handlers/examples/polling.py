@@ -1,4 +1,4 @@
-"""Polling with a cursor: each run takes the next items, and moves the cursor if it succeeds.
+"""Poll with a cursor: each run takes the next items, and moves the cursor if it succeeds.
 
 The cursor is kept in the transaction that records the run's success, so a crash in between neither
 skips an item nor fetches one for a second run. `concurrency=1`: one run at a time reads it.

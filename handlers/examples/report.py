@@ -1,4 +1,4 @@
-"""A report every night: what was counted is recorded, so a failed sending counts nothing twice."""
+"""Write a report every night; a run that is late, or done again, writes the same file."""
 
 from pathlib import Path
 

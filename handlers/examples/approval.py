@@ -1,6 +1,6 @@
-"""A trip that a person approves; if the answer is no, or nobody answers, the room is given back.
+"""Ask a person, and wait for days; on a no, or no answer, what was reserved is given back.
 
-`curl -d '{"traveller": "ada", "hotel": "Sea View"}'` to /hooks/trips starts it; `turnout approve`
+`curl -d '{"traveller": "ada", "hotel": "Sea View"}'` to /hooks/travel starts it; `turnout approve`
 or the one-time page answers.
 """
 
@@ -39,8 +39,8 @@ async def ask(text: str) -> None:
     current().log.info("question.sent", text=text)
 
 
-@flow(on=webhook("/trips"))
-async def trip(trip: Trip) -> str:
+@flow(on=webhook("/travel", verify="none"))
+async def travel(trip: Trip) -> str:
     """Reserve, ask, and wait for two days without holding anything but the room."""
     room = await reserve(trip)
     asked = approval("travel office", fields=Budget, timeout="2d")

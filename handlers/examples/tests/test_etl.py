@@ -1,0 +1,56 @@
+"""A pipeline over real files: a database and a CSV file into a database and a Parquet file."""
+
+import json
+import sqlite3
+import unittest
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+from etl import etl
+
+from turnout.testing import file_event, serve
+
+
+class Etl(unittest.IsolatedAsyncioTestCase):
+    async def test_every_place_gets_the_rows_of_every_source(self) -> None:
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            result = await piped(folder, "id,amount\n3,5\n4,-1\n")
+            with duckdb.connect(str(folder / "all.duckdb")) as database:
+                rows = database.execute("SELECT id FROM rows ORDER BY id").fetchall()
+                loaded = database.execute(f"SELECT count(*) FROM '{folder}/all.parquet'").fetchone()
+        self.assertEqual(result.result, "Processed 3 records")
+        self.assertEqual((rows, loaded), ([(1,), (2,), (3,)], (3,)))
+
+    async def test_an_empty_source_stops_the_load(self) -> None:
+        with TemporaryDirectory() as name:
+            result = await piped(Path(name), "id,amount\n")
+            self.assertFalse((Path(name) / "all.duckdb").exists())
+        self.assertEqual(result.error.message, "Data cannot be empty")
+
+
+async def piped(folder: Path, rows: str) -> Any:
+    """Return the run of a pipeline with two rows in a database, and these in a CSV file."""
+    (folder / "rows.csv").write_text(rows)
+    with closing(sqlite3.connect(folder / "shop.db")) as shop, shop:
+        shop.execute("CREATE TABLE sales (id INTEGER, amount INTEGER)")
+        shop.executemany("INSERT INTO sales VALUES (?, ?)", [(1, 1), (2, 2)])
+    plan = {
+        "sources": [
+            {"kind": "sqlite", "at": str(folder / "shop.db"), "table": "sales"},
+            {"kind": "csv", "at": str(folder / "rows.csv")},
+        ],
+        "positive": ["amount"],
+        "destinations": [
+            {"kind": "duckdb", "at": str(folder / "all.duckdb")},
+            {"kind": "parquet", "at": str(folder / "all.parquet")},
+        ],
+    }
+    file = folder / "plan.json"
+    file.write_text(json.dumps(plan))
+    async with serve(etl) as service:
+        (result,) = await service.emit(file_event(etl, file))
+        return result
