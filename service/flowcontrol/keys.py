@@ -16,10 +16,11 @@ def keys_of(flow: AnyFlow, event: Event) -> Keys | None:
     """
     if not flow.keyed:
         return None
-    return {
-        rule.rule_id: secrets.refuse_live(key_of(rule, event), f"the key of {rule.option}")
-        for rule in flow.keyed
-    }
+    keys = {rule.rule_id: key_of(rule, event) for rule in flow.keyed}
+    if secrets.live_forms:
+        for rule in flow.keyed:
+            secrets.refuse_live(keys[rule.rule_id], f"the key of {rule.option}")
+    return keys
 
 
 def with_order(keys: Keys | None, order_key: str | None, priority: int | None) -> Keys | None:

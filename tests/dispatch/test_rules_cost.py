@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import time
 from collections import defaultdict
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Say
-from tests.support.running import Running, make_event, running
+from tests.support.running import Running, eventually, make_event, running
 from turnout import flow, limit
 from turnout.service.domain.event import Event
 
@@ -52,7 +53,8 @@ class Load:
             keys = self._dice.choices(range(self.keys), k=AT_ONCE)
             made = [make_event({"key": key, "number": next(self._numbers)}) for key in keys]
             await service.emitter(made)
-        await service.all_finished()
+        journal = service.process.journal
+        await eventually(lambda: asyncio.sleep(0, not any(journal.counts()[0].values())))
         return time.process_time() - began
 
     async def ratio(self, folder: Path, first: Any, second: Any, events: int, rounds: int) -> float:

@@ -39,7 +39,7 @@ def add_rows(values: list[Any], flow: str, keys: Keys, seq: int) -> None:
     """Add the rows of a new run's keys to `values`; where it has no key it has no row."""
     for rule_id, key in keys.items():
         if key is not None:
-            values += KeyRow(flow, rule_id, key, seq)
+            values += (flow, rule_id, key, seq)  # a `KeyRow`, which would be made for this alone
 
 
 def class_of_key(connection: apsw.Connection, flow: str, order_key: str) -> int | None:
