@@ -41,7 +41,8 @@ class _Line:
     """The runs that one key blocks: `queued`, and `resumed` ones among them, and `due` ones.
 
     `due_turn`: the next turn belongs to a due run. `evicted`: more queued runs are only in the
-    journal. `timed`: the gate opens at an instant, so each run that passes wakes the next.
+    journal, those from the arrival `evicted_from` on; None while they are read. `timed`: the gate
+    opens at an instant, so each run that passes wakes the next.
     """
 
     # Lists, since an empty deque takes half a KiB, and there may be thousands of keys.
@@ -50,7 +51,13 @@ class _Line:
     due: list[Queued] = field(default_factory=list)
     due_turn: bool = False
     evicted: bool = False
+    evicted_from: int | None = None
     timed: bool = False
+
+    def evict_from(self, arrival: int) -> None:
+        """Note that a run of this arrival, or some from it on, are only in the journal."""
+        self.evicted = True
+        self.evicted_from = min(arrival, self.evicted_from or arrival)
 
 
 @dataclass(slots=True)
@@ -105,9 +112,7 @@ class Blocked:
             insort(line.queued, run, key=by_arrival)
         elif (line.evicted or self.count >= memory.WINDOW) and _is_stored(run, key):
             self.in_vain += line.evicted
-            line.evicted = True
-            if key in self.wakeups:
-                self.wakeups[key].after = min(self.wakeups[key].after, run.arrival - 1)
+            line.evict_from(run.arrival)
             return False
         else:
             line.queued.append(run)
@@ -188,10 +193,25 @@ class Blocked:
         line.due = [each for each in line.due if each.seq != run.seq]
         self._drop_empty(key, line)
 
-    def read_again(self, key: Key, rows: Sequence[Queued], *, more: bool) -> None:
-        """Put back the first runs of an evicted key; until now the key counted as blocked."""
+    def start_fetching(self) -> tuple[Key, Wakeups]:
+        """Begin to read runs of an evicted key, none of which may be passed over."""
+        key, wakeups = self.wakeups.popitem()
+        line = self._lines.get(key)
+        if line is not None and line.evicted_from is not None:
+            wakeups.after = min(wakeups.after, line.evicted_from - 1)
+            line.evicted_from = None
+        return key, wakeups
+
+    def read_again(self, key: Key, rows: Sequence[Queued], *, more_from: int | None) -> None:
+        """Put back the first runs of an evicted key; until now the key counted as blocked.
+
+        From an arrival on there are more; None: there are no more, but those that were evicted
+        during the read.
+        """
         line = self._lines.get(key) or _Line()
-        line.evicted = more
+        line.evicted = line.evicted_from is not None
+        if more_from is not None:
+            line.evict_from(more_from)
         line.queued.extend(rows)
         self.count += len(rows)
         self._lines[key] = line

@@ -422,7 +422,7 @@ class Queue:
 
     def start_fetching(self) -> tuple[Key, Wakeups, int]:
         """Begin to read runs of an evicted key; return it, how many to wake, and the epoch."""
-        return *self.blocked.wakeups.popitem(), self._epoch
+        return *self.blocked.start_fetching(), self._epoch
 
     def ends_before(self, key: Key) -> int:
         """Return the arrival from which on all runs of a key are left to the windows."""
@@ -443,13 +443,13 @@ class Queue:
         if epoch != self._epoch:
             return
         older = [row for row in rows if row.arrival < self._head_of(row).window_start]
-        more = up_to is not None and len(older) == len(rows)
+        more_from = None if up_to is None or len(older) < len(rows) else up_to + 1
         older = sorted((*older, *self._take_unasked(key, up_to)), key=by_arrival)
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
                 self._wake(row, key)
-        self.blocked.read_again(key, blocked, more=more)
+        self.blocked.read_again(key, blocked, more_from=more_from)
         others = self.blocked.wakeups.pop(key, None)  # they came during the read
         for _ in range(wakeups + (0 if others is None else others.count)):
             self._wake(self.blocked.next(key), key)

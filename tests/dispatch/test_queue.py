@@ -279,6 +279,25 @@ def test_a_run_of_an_evicted_key_that_has_not_asked_goes_before_newer_ones_that_
     assert [run.seq for run in head.woken] == [5, 6]
 
 
+def test_an_evicted_run_is_not_passed_over_when_a_newer_one_gives_its_turn_away() -> None:
+    queue = fresh()
+    evict(queue, LIMIT_X, WINDOW)
+    _, epoch = queue.start_reading(NORMAL)
+    queue.finish_reading(NORMAL, [], up_to=WINDOW + 3, more=False, epoch=epoch, passed_over=True)
+    assert not queue.blocked.add(queued(WINDOW + 2, limit_key="x"), LIMIT_X)
+    assert not queue.blocked.add(queued(WINDOW + 1, limit_key="x"), LIMIT_X)
+    wake(queue, LIMIT_X, WINDOW)
+    assert queue.blocked.next(LIMIT_X, after=WINDOW + 2) is None
+    key, wakeups, epoch = queue.start_fetching()
+    assert wakeups.after == WINDOW
+    assert not queue.blocked.add(queued(WINDOW + 3, limit_key="x"), LIMIT_X)  # during the read
+    rows = [queued(seq, limit_key="x") for seq in (WINDOW + 1, WINDOW + 2)]
+    queue.finish_fetching(key, rows, up_to=None, wakeups=1, epoch=epoch)
+    wake(queue, LIMIT_X, 2)
+    key, wakeups, epoch = queue.start_fetching()
+    assert (key, wakeups.count) == (LIMIT_X, 1)
+
+
 def test_a_run_that_waits_for_its_ordering_key_first_stays_when_a_limit_key_is_read() -> None:
     queue = fresh()
     head, (_, epoch) = queue.head(NORMAL), queue.start_reading(NORMAL)
