@@ -211,6 +211,20 @@ async def test_of_unchanged_code_it_says_exactly_what_happened(seed: int, full: 
             assert found.events or each in (late, silent, unsaved), each.name
 
 
+async def test_an_event_stays_in_the_window_that_an_operator_closes_at_that_instant() -> None:
+    async with serve(newest) as service:
+        await some(service, "a")
+        await deliver(service, webhook_event(last, payload(random.Random(0))))
+        (window,) = await service.journal.windows()
+        await service.process.operator.do(FireWindow(window.id))
+        await deliver(service, webhook_event(last, payload(random.Random(1))))
+        await service.advance("1h")
+        found = await report(service, "newest")
+    assert found.windows is not None
+    assert (found.different, found.windows.different) == (0, 0), told(found)
+    assert (found.windows.did, found.windows.would) == ({"started": 2}, {"started": 2})
+
+
 # ---------------------------------------------------------------- other code
 
 

@@ -130,7 +130,7 @@ class Backtest:
         if self._windows is not None:
             await self._windows.begin(reads, self._since, self._until)
         async for arrival in self._arrivals(reads):
-            self._pass(*_order(arrival))
+            self._pass(*_order(arrival), arrival.window)
             self._arrive(arrival)
         self._pass(self._until, -1)
         for run_id in list(self._live):
@@ -167,8 +167,12 @@ class Backtest:
                 return
             after = page[-1].stored.seq
 
-    def _pass(self, until: datetime, seq: float) -> None:
-        """Let happen what did beside the events, and what windows do, until an event arrives."""
+    def _pass(self, until: datetime, seq: float, window: int | None = None) -> None:
+        """Let happen what did beside the events, and what windows do, until an event arrives.
+
+        `window` is the real one that the event was in: at one instant with the event, an operator
+        can only have closed it afterwards.
+        """
         while True:
             beside = _order(self._beside[-1]) if self._beside else None
             closes = None if self._windows is None else self._windows.next_at()
@@ -176,6 +180,8 @@ class Backtest:
             if beside is not None and is_next and beside < (until, seq):
                 self._keep(self._beside.pop())
             elif self._windows is not None and closes is not None and closes <= until:
+                if closes == until and self._windows.next_is_closed_by_hand(window):
+                    return
                 self._windows.go_on()
             else:
                 return

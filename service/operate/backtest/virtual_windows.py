@@ -257,6 +257,14 @@ class VirtualWindows:
             heapq.heappop(self._due)
         return None
 
+    def closed_by_hand_next(self) -> int | None:
+        """Return the real window that an operator closes next; None: something else is next."""
+        at = self.next_at()
+        if at is None:
+            return None
+        past = self._due[0][2].past
+        return past.seq if past is not None and self._due[0][2].closes_by_hand(at) else None
+
     def close_next(self) -> None:
         """Close the window that is due next, as its rule says, or as an operator did."""
         at, _, window = heapq.heappop(self._due)

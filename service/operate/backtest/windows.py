@@ -199,6 +199,10 @@ class Windows:
             at = opens if at is None else min(at, opens)
         return None if at is None else _instant(at)
 
+    def next_is_closed_by_hand(self, window: int | None) -> bool:
+        """Whether what happens next is that an operator closes this real window."""
+        return window is not None and self._windows.closed_by_hand_next() == window
+
     def go_on(self) -> None:
         """Let happen what does next."""
         at = self._windows.next_at()
