@@ -18,13 +18,16 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from turnout.service.domain.errors import SetupError
 
-from .examples import Example, examples
 from .output import complain, say
+
+if TYPE_CHECKING:
+    from .examples import Example
 
 _NEEDS = "requirements.txt"
 _ELSEWHERE = "elsewhere"
@@ -41,6 +44,8 @@ def _chosen(
     context: click.Context, option: click.Parameter, names: tuple[str, ...]
 ) -> tuple[Example, ...]:
     """Return the examples of these names, each once; lists all of them if a name is none."""
+    from .examples import examples
+
     known = examples()
     wrong = [name for name in dict.fromkeys(names) if name not in known]
     if not wrong:
