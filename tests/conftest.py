@@ -77,10 +77,11 @@ def say(request: pytest.FixtureRequest) -> Say:
     plugins = request.config.pluginmanager
     capture = plugins.get_plugin("capturemanager")
     reporter = plugins.get_plugin("terminalreporter")
+    is_worker = hasattr(request.config, "workerinput")  # it has a reporter too, that prints nowhere
 
     def write(text: str) -> None:
         line = f"\n  {request.node.name}: {text}"
-        if reporter is None or capture is None:  # a worker: its controller prints
+        if is_worker or reporter is None or capture is None:  # a worker's controller prints
             request.node.user_properties.append(("said", line))
             return
         with capture.global_and_fixture_disabled():
