@@ -6,7 +6,7 @@ says why; a table then names the peer as not measured, and the other rows are me
 
 The first line of such a file says what was asked for; `uv pip compile --python-version 3.11
 --generate-hashes --no-header --no-annotate --no-emit-index-url` makes the rest. With a hash in the
-file, pip refuses what has none or another one.
+file, uv and pip refuse what has none or another one.
 """
 
 from __future__ import annotations
@@ -42,17 +42,22 @@ def _made(peer: str, place: Path, wanted: str) -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     try:
-        venv.create(place, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        subprocess.run(
-            [*install, "--requirement", str(REQUIREMENTS / f"{peer}.txt")],
-            check=True, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        venv.create(place, with_pip=peer == "uv", clear=True)
+        command = [*_installer(peer, python), "--requirement", str(REQUIREMENTS / f"{peer}.txt")]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         raise Unavailable(f"{peer} could not be installed: {_end(said)}") from None
     stamp.write_text(wanted)
     return python
+
+
+def _installer(peer: str, python: Path) -> list[str]:
+    """uv asks an index for all packages at once: for Airflow's 130 seconds instead of minutes."""
+    if peer == "uv":
+        return [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    uv = [program_of("uv", "uv"), "--quiet", "pip", "install", "--python", str(python)]
+    return [*uv, "--require-hashes", "--compile-bytecode"]
 
 
 def program_of(peer: str, name: str) -> str:
