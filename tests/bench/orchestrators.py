@@ -25,7 +25,7 @@ from .durable import ORDER
 from .measure import Unavailable
 from .peers import SCRIPTS, measured, program_of, services
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 
 class Orchestrator(Protocol):
@@ -57,34 +57,46 @@ class Prefect:
 
 
 class Dagster:
-    """Its web server, with the daemon that takes runs from its queue."""
+    """Its web server, with the daemon that takes runs from its queue, for a file of jobs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Path = SCRIPTS / "dagster_job.py",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
+        self._jobs = jobs
+        self._env = dict(env or {})
         self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
         (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
 
     @contextmanager
     def running(self) -> Iterator[Sequence[int]]:
-        env = {"DAGSTER_HOME": str(self._folder)}
-        job = ["-f", str(SCRIPTS / "dagster_job.py")]
+        env = {"DAGSTER_HOME": str(self._folder)} | self._env
+        job = ["-f", str(self._jobs)]
         server = [program_of("dagster", "dagster-webserver"), "-p", str(self._port), *job]
         daemon = [program_of("dagster", "dagster-daemon"), "run", *job]
-        url = f"http://127.0.0.1:{self._port}/server_info"
+        url = f"{self.url}/server_info"
         with ExitStack() as stack:
             taker = stack.enter_context(
-                services.running(daemon, self._folder / "daemon.log", ready=_at_once, env=env)
-            )
+                services.running(
+                    daemon, self._folder / "daemon.log", ready=_at_once, env=env,
+                    cwd=self._jobs.parent,
+                )
+            )  # fmt: skip
             web = stack.enter_context(
                 services.running(
-                    server, self._folder / "web.log", ready=lambda: services.answers(url), env=env
+                    server, self._folder / "web.log", ready=lambda: services.answers(url),
+                    seconds=PATIENCE_SECONDS, env=env, cwd=self._jobs.parent,
                 )
-            )
+            )  # fmt: skip
             yield [web.pid, taker.pid]
 
     def run_seconds(self) -> float:
         started = time.perf_counter()
-        launched = self._ask(
+        launched = self.ask(
             "mutation { launchRun(executionParams: {selector: {"
             'repositoryLocationName: "dagster_job.py", repositoryName: "__repository__",'
             ' jobName: "orders"}, runConfigData: {}})'
@@ -95,32 +107,37 @@ class Dagster:
         asked = (
             f'{{ runOrError(runId: "{launched["run"]["runId"]}") {{ ... on Run {{ status }} }} }}'
         )
-        _ended("Dagster", lambda: self._ask(asked)["runOrError"]["status"], "SUCCESS")
+        _ended("Dagster", lambda: self.ask(asked)["runOrError"]["status"], "SUCCESS")
         return time.perf_counter() - started
 
-    def _ask(self, query: str) -> Any:
-        url = f"http://127.0.0.1:{self._port}/graphql"
-        return _call(url, {"query": query})["data"]
+    def ask(self, query: str) -> Any:
+        """Return the data that a GraphQL query or mutation is answered with."""
+        return call(f"{self.url}/graphql", {"query": query})["data"]
 
 
 class Airflow:
     """`airflow standalone`: API server, scheduler, triggerer and DAG processor; LocalExecutor."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dags: Path = SCRIPTS / "airflow_dags",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         port = free_port()
         self._folder = folder
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._token = ""
         self._env = {
             "AIRFLOW_HOME": str(folder),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(SCRIPTS / "airflow_dags"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self._url}/execution/",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__API__PORT": str(port),
             "PATH": f"{Path(program_of('airflow', 'airflow')).parent}:{os.environ['PATH']}",
-        }
+        } | dict(env or {})
         migrate = [program_of("airflow", "airflow"), "db", "migrate"]
         made = subprocess.run(
             migrate, env=os.environ | self._env, capture_output=True, text=True, check=False
@@ -135,26 +152,27 @@ class Airflow:
         with services.running(
             command, log, ready=self._healthy, seconds=PATIENCE_SECONDS, env=self._env
         ) as child:
-            self._token = _call(f"{self._url}/auth/token")["access_token"]
-            until(lambda: self._ask("/dags")["dags"], PATIENCE_SECONDS, "the DAG")
+            self._token = call(f"{self.url}/auth/token")["access_token"]
+            until(lambda: self.ask("/dags")["dags"], PATIENCE_SECONDS, "the DAG")
             yield [child.pid]
 
     def _healthy(self) -> bool:
         try:
-            parts = _call(f"{self._url}/api/v2/monitor/health")
+            parts = call(f"{self.url}/api/v2/monitor/health")
         except OSError:
             return False
         return all(part["status"] == "healthy" for part in parts.values())
 
     def run_seconds(self) -> float:
         started = time.perf_counter()
-        run = self._ask("/dags/orders/dagRuns", {"logical_date": None})
+        run = self.ask("/dags/orders/dagRuns", {"logical_date": None})
         path = f"/dags/orders/dagRuns/{urllib.parse.quote(run['dag_run_id'])}"
-        _ended("Airflow", lambda: self._ask(path)["state"], "success")
+        _ended("Airflow", lambda: self.ask(path)["state"], "success")
         return time.perf_counter() - started
 
-    def _ask(self, path: str, document: Mapping[str, Any] | None = None) -> Any:
-        return _call(f"{self._url}/api/v2{path}", document, self._token)
+    def ask(self, path: str, document: Mapping[str, Any] | None = None) -> Any:
+        """Return what its REST API answers to a GET, or to a POST of a document."""
+        return call(f"{self.url}/api/v2{path}", document, self._token)
 
 
 def _at_once() -> bool:
@@ -170,7 +188,8 @@ def _ended(who: str, state: Callable[[], str], success: str) -> None:
         time.sleep(0.02)
 
 
-def _call(url: str, document: Mapping[str, Any] | None = None, token: str = "") -> Any:
+def call(url: str, document: Mapping[str, Any] | None = None, token: str = "") -> Any:
+    """Return the JSON that a GET, or a POST of a document, is answered with."""
     headers = {"content-type": "application/json"}
     if token:
         headers["authorization"] = f"Bearer {token}"

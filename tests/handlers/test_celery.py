@@ -20,8 +20,9 @@ import pytest
 
 from tests.bench.peers import program_of, python_of, services
 from tests.support import CHECKOUT
+from tests.support.boundaries import killed_at
 from tests.support.ports import free_port
-from tests.support.program import Program, killed_once, supervised, until
+from tests.support.program import Program, supervised, until
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -50,23 +51,6 @@ charge.run = noted
 Redis gives what a killed worker has not answered to another one after `visibility_timeout`, an hour
 by default.
 """
-
-DIES = """
-from turnout.service.journal.sqlite.journal import SqliteJournal
-
-honest_step, honest_run = SqliteJournal.record_step, SqliteJournal.record
-
-async def record_step(self, claim, step):
-    if {boundary!r} == f"{{step.key}} {{step.state}}": die()
-    await honest_step(self, claim, step)
-
-async def record(self, run, outcome, **named):
-    if {boundary!r} == f"run {{outcome.state}}": die()
-    await honest_run(self, run, outcome, **named)
-
-SqliteJournal.record_step, SqliteJournal.record = record_step, record
-"""
-"""Kills the service when what `boundary` names has been done, and is not recorded yet."""
 
 KEY = "key = self.request.id"
 NO_KEY = "key = os.urandom(8).hex()"
@@ -208,7 +192,7 @@ def test_a_worker_killed_after_its_effect_has_it_once(
 def test_a_kill_at_each_boundary_leaves_one_effect(
     tmp_path: Path, redis: str, boundary: str, deliveries: int
 ) -> None:
-    shop = Shop(tmp_path, redis, killed_once(DIES.format(boundary=boundary)))
+    shop = Shop(tmp_path, redis, killed_at(boundary))
     with shop.program.start() as program:
         program.ready()
         with supervised(program, most_restarts=2) as deaths:

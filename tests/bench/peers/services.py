@@ -132,10 +132,10 @@ class PrefectServer:
 
 
 @contextmanager
-def prefect(folder: Path) -> Iterator[PrefectServer]:
-    """Run a Prefect server on SQLite, its default."""
-    port, home = free_port(), folder / "prefect"
-    home.mkdir(parents=True)
+def prefect(folder: Path, port: int | None = None) -> Iterator[PrefectServer]:
+    """Run a Prefect server on SQLite, its default; on a free port if none is named."""
+    port, home = port or free_port(), folder / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
     env = {
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -145,7 +145,9 @@ def prefect(folder: Path) -> Iterator[PrefectServer]:
     }
     command = [program_of("prefect", "prefect"), "server", "start", "--no-ui", "--port", str(port)]
     health = f"http://127.0.0.1:{port}/api/health"
-    with running(command, folder / "prefect.log", ready=lambda: answers(health), env=env) as server:
+    with running(
+        command, folder / "prefect.log", ready=lambda: answers(health), seconds=600, env=env
+    ) as server:
         yield PrefectServer(server.pid, env)
 
 
