@@ -38,13 +38,15 @@ RUN = [
 ]
 
 SYSTEMS = {
-    "airflow": "tests/handlers/test_coming_from.py",
-    "celery": "tests/handlers/test_celery.py",
-    "celery-beat": "tests/handlers/test_coming_from.py",
-    "prefect": "tests/handlers/test_coming_from.py",
-    "schedule": "tests/handlers/test_coming_from.py",
+    "airflow": ("test_coming_from.py", "test_orchestrators.py"),
+    "called": ("test_call_turnout.py", "test_orchestrators.py"),
+    "celery": ("test_celery.py",),
+    "celery-beat": ("test_coming_from.py",),
+    "dagster": ("test_orchestrators.py",),
+    "prefect": ("test_coming_from.py", "test_orchestrators.py"),
+    "schedule": ("test_coming_from.py",),
 }
-"""By another system that a block needs: the test that runs it, in an environment of its own."""
+"""By what a block needs to run: the tests of `tests/handlers` that run it."""
 
 PRINTED = {
     "README.md": {
@@ -72,7 +74,8 @@ SERVED = {"deploy/README.md": ("handlers/README.md", "orders.py")}
 SECRETS = dict.fromkeys(
     (
         "GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY", "SALES_URL", "REPORT_URL",
-        "ALERT_URL", "SHOP_URL",
+        "ALERT_URL", "SHOP_URL", "AIRFLOW_URL", "AIRFLOW_USER", "AIRFLOW_PASSWORD", "PREFECT_URL",
+        "DAGSTER_URL", "HOOK_SECRET",
     ),
     "of the page",
 )  # fmt: skip
@@ -191,7 +194,8 @@ def test_every_language_is_one_that_is_run_or_judged() -> None:
     known = {"bash", "python", "console", "mermaid", "text"}
     assert {block.language for block in blocks(EVERYTHING)} == known
     assert {block.system for block in blocks(EVERYTHING)} == {"", *SYSTEMS}
-    assert all((CHECKOUT / test).exists() for test in SYSTEMS.values())
+    folder = CHECKOUT / "tests" / "handlers"
+    assert all((folder / test).exists() for tests in SYSTEMS.values() for test in tests)
 
 
 @pytest.mark.parametrize("page", TEXTS)

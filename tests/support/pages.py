@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import click
@@ -301,15 +302,27 @@ def examples_tables() -> str:
     return "\n".join(f"## {CHAPTERS[folder]}\n\n{_table(chapters[folder])}" for folder in chapters)
 
 
+_SYSTEMS = {
+    "celery_orders": "celery",
+    "celery_worker": "celery",
+    "airflow_orders": "",
+    "airflow_dag": "airflow",
+    "prefect_orders": "",
+    "prefect_flow": "prefect",
+    "dagster_orders": "",
+    "dagster_job": "dagster",
+    "call_turnout": "called",
+    "called": "",
+}
+"""By example of a hand-off: the system that it needs to run."""
+
 WRITERS: Mapping[str, Callable[[], str]] = {
     "service": layers.picture,
     "turnout": _reference.page,
-    "handlers/examples/systems/celery_orders.py": lambda: example(
-        "systems/celery_orders.py", "celery"
-    ),
-    "handlers/examples/systems/celery_worker.py": lambda: example(
-        "systems/celery_worker.py", "celery"
-    ),
+    **{
+        f"handlers/examples/systems/{name}.py": partial(example, f"systems/{name}.py", system)
+        for name, system in _SYSTEMS.items()
+    },
     "handlers/examples": examples_tables,
     "handlers/examples/data/sales_report.py": lambda: example("data/sales_report.py"),
     "handlers/examples/dynamic.py": lambda: example("dynamic.py"),
