@@ -4,7 +4,7 @@ An example is a file of `handlers/examples` with a flow in it. Everything about 
 files: what it does is how its docstring begins, what it needs is its block of script metadata
 (https://packaging.python.org/specifications/inline-script-metadata), its test is `test_NAME.py` in
 `tests`. A file that its docstring names, such as the code of a worker, goes with it, into a folder
-from which no flows are served.
+from which no flows are served; one whose name begins with `_` stays beside it.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NEEDS = "requirements.txt"
 _ELSEWHERE = "elsewhere"
-"""Where the code that other systems run goes: turnout serves flow files, and opens no folder."""
+"""Where the code that other systems run goes; a name with `_` first is no flow file anyway."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _FIRST_CALL = (
@@ -149,8 +149,8 @@ def _copy(chosen: Iterable[Example], folder: Path) -> None:
         for file in (example.file, example.test):
             (folder / file.name).write_text(file.read_text("utf-8"), "utf-8")
         for file in example.beside:
-            elsewhere = folder / _ELSEWHERE
-            elsewhere.mkdir(exist_ok=True)
-            (elsewhere / file.name).write_text(file.read_text("utf-8"), "utf-8")
+            place = folder if file.name.startswith("_") else folder / _ELSEWHERE
+            place.mkdir(exist_ok=True)
+            (place / file.name).write_text(file.read_text("utf-8"), "utf-8")
     if needs:
         (folder / _NEEDS).write_text("\n".join(needs) + "\n", "utf-8")

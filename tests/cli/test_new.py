@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.bench.peers import python_of
+from tests.support.boundaries import library_of
 from tests.support.program import environment
 from turnout.service.cli import cli, new
 from turnout.service.cli.examples import Example, examples
@@ -91,8 +91,9 @@ def test_a_project_with_an_example_has_what_belongs_to_it(
     assert done.exit_code == 0, done.output
     folder = tmp_path / "orders"
     needs = {"requirements.txt"} if example.needs else set()
-    assert set(contents(folder)) == PROJECT | needs | {f"{name}.py", f"test_{name}.py"}
-    beside = {each.name for each in example.beside}
+    beside = {each.name for each in example.beside if not each.name.startswith("_")}
+    files = {each.name for each in example.beside} - beside | {f"{name}.py", f"test_{name}.py"}
+    assert set(contents(folder)) == PROJECT | needs | files
     assert {each.name for each in (folder / "elsewhere").glob("*")} == beside
     if needs:
         assert (folder / "requirements.txt").read_text().split("\n")[:-1] == sorted(example.needs)
@@ -133,7 +134,12 @@ def passes_its_tests(folder: Path, env: Mapping[str, str] | None = None, behind:
     assert "\nOK" in tests.stderr
 
 
-ELSEWHERE = {"celery_orders": "celery"}
+ELSEWHERE = {
+    "celery_orders": "celery",
+    "notice": "browser",
+    "on_call": "langchain",
+    "prices": "browser",
+}
 """By example that needs what the tests do not have: the environment that has it."""
 
 
@@ -143,7 +149,7 @@ ELSEWHERE = {"celery_orders": "celery"}
 def test_an_example_passes_its_tests_where_its_packages_are(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = next(python_of(ELSEWHERE[name]).parents[1].glob("lib/*/site-packages"))
+    library = library_of(ELSEWHERE[name])
     assert typed(tmp_path, monkeypatch, "orders", "--example", name).exit_code == 0
     monkeypatch.syspath_prepend(library)
     sys.path.append(sys.path.pop(0))
@@ -160,7 +166,7 @@ def test_every_example_is_tested_somewhere_and_says_what_it_needs() -> None:
         assert {PACKAGES.get(each, each) for each in imported(source)} - CORE == needed, name
 
 
-PACKAGES: Mapping[str, str] = {}
+PACKAGES = {"langchain_openai": "langchain-openai", "langchain_core": "langchain"}
 """By module: the package that has it, where that is called otherwise."""
 
 CORE = {"httpx", "pydantic", "turnout", *sys.stdlib_module_names}

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.bench.peers import program_of, python_of, services
+from tests.bench.peers import program_of, services
 from tests.support import CHECKOUT
-from tests.support.boundaries import killed_at
+from tests.support.boundaries import behind_ours, killed_at
 from tests.support.ports import free_port
 from tests.support.program import Program, supervised, until
 
@@ -63,13 +63,12 @@ class Shop:
     def __init__(self, folder: Path, url: str, sabotage: str = "", key: str = KEY) -> None:
         self.folder = folder
         self.env = {"CELERY_URL": url}
-        library = next(python_of("celery").parents[1].glob("lib/*/site-packages"))
         self.program = Program(
             flows=EXAMPLES / "celery_orders.py",
             data=folder / "data",
             log=folder / "log",
             env={"CELERY_URL": url, "MARKER": str(folder / "marker")},
-            sabotage=f"import sys; sys.path.append({str(library)!r})\n{sabotage}",
+            sabotage=behind_ours("celery") + sabotage,
         )
         source = (EXAMPLES / "celery_worker.py").read_text()
         assert KEY in source

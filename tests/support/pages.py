@@ -283,6 +283,8 @@ def example(path: str, system: str = "") -> str:
 CHAPTERS = {
     "": "React, report, wait, undo",
     "data": "Bring data from one place to another",
+    "ai": "Let a model decide, ask data, train",
+    "browser": "Drive a browser",
     "systems": "Work with other systems",
 }
 """What the examples of each folder are about; a new folder needs a line here."""
