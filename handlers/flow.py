@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -10,14 +11,16 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Type
 
 from turnout.service import pools
 from turnout.service.domain import foreign
+from turnout.service.domain.alerts import Channel
 from turnout.service.domain.conditions import Conditions, Mode
+from turnout.service.domain.deadline import Deadline
 from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow, Pool
 from turnout.service.domain.labels import Label, checked_labels
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.trigger import Trigger
-from turnout.service.domain.units import parse_timeout
+from turnout.service.domain.units import parse_duration, parse_timeout
 from turnout.service.domain.windows.checks import is_window
 from turnout.service.domain.windows.window import Window
 from turnout.service.flowcontrol.bound import checked_max_queued
@@ -51,6 +54,10 @@ Order = Callable[[Event], Hashable] | Literal["key", "partition"]
 
 Rates = Throttle | RateLimit | Sequence[Throttle | RateLimit]
 """How often runs start, or are accepted: one rule, or several."""
+
+
+OnFailure = Callable[..., Any] | Channel | Sequence[Callable[..., Any] | Channel]
+"""Who is told of a failure: a function, by each run, and channels, by alerts."""
 
 
 class AsyncFlow(Flow[P, Coroutine[Any, Any, S]], Generic[P, S]):
@@ -153,10 +160,15 @@ def flow(
     shadow: bool = ...,
     pool: Pool = ...,
     on_dead: Literal["continue", "block"] = ...,
-    on_failure: Callable[..., Any] | None = ...,
+    on_failure: OnFailure | None = ...,
+    expect_every: str | timedelta | None = ...,
+    deadline: Deadline | None = ...,
+    finish_within: str | timedelta | None = ...,
     name: str | None = ...,
     was: str | None = ...,
     owner: str | None = ...,
+    tags: Sequence[str] = ...,
+    description: str | None = ...,
     metrics: Mapping[str, Label] | None = ...,
     version: str | int | None = ...,
 ) -> FlowDecorator: ...
@@ -184,10 +196,15 @@ def flow(
     shadow: bool = False,
     pool: Pool = "thread",
     on_dead: Literal["continue", "block"] = "continue",
-    on_failure: Callable[..., Any] | None = None,
+    on_failure: OnFailure | None = None,
+    expect_every: str | timedelta | None = None,
+    deadline: Deadline | None = None,
+    finish_within: str | timedelta | None = None,
     name: str | None = None,
     was: str | None = None,
     owner: str | None = None,
+    tags: Sequence[str] = (),
+    description: str | None = None,
     metrics: Mapping[str, Label] | None = None,
     version: str | int | None = None,
 ) -> Any:
@@ -235,11 +252,18 @@ def flow(
     * `pool`: where a `def` flow runs: `"thread"` or `"process"`
     * `on_dead`: what a failed run means for its ordering key: `"continue"`, or `"block"`, which
       stops the key until somebody acts; a retry then goes before the others
-    * `on_failure`: the function that is called once when a run has failed for good, as a recorded
-      step; it gets what it asks for of `error: RunError` and `event: Event`
+    * `on_failure`: who is told when runs have failed for good: `notify.slack(secret("CHAT_URL"))`
+      or another channel, once for each cause until the flow has recovered. Or the function that is
+      called once for each run, as a recorded step; it gets what it asks for of `error: RunError`
+      and `event: Event`. Or a list of channels, and at most one function
+    * `expect_every`: the channels are told when no run has succeeded for so long, such as `"26h"`
+    * `deadline`: they are told when no run has succeeded by `deadline("06:00", tz="Europe/Berlin")`
+    * `finish_within`: they are told when a run has not ended so long after it was accepted
     * `name`: the flow's name, if it is not the function's
     * `was`: the flow's old name, whose runs it adopts
-    * `owner`: who answers for it, a person or a team, as `turnout explain` shows
+    * `owner`: who answers for it, a person or a team; lists can be filtered by it
+    * `tags`: words by which lists can be filtered; 20 at most
+    * `description`: what it does, in a line; in alerts and lists
     * `metrics`: labels of its own on the count of its runs, `{"region": label(…, values=[…])}`; 3
       at most
     * `version`: the version of its sequence of steps: runs that wait go on over any change of the
@@ -288,9 +312,12 @@ def flow(
                 shadow=_shadow(shadow, on),
                 pool=pool,
                 on_dead=_on_dead(on_dead),
-                on_failure=_hook(on_failure),
+                **_told(on_failure),
+                **_expected(expect_every, deadline, finish_within, shadow=shadow),
                 was=None if was is None else checked_name(was),
                 owner=_owner(owner),
+                tags=_tags(tags),
+                description=_description(description),
                 metrics=checked_labels(metrics),
                 version=_version(version),
                 file=code.co_filename,
@@ -509,16 +536,102 @@ def _needs(needs: Any) -> tuple[Dependency, ...]:
     return listed
 
 
-def _hook(on_failure: Any) -> Any:
-    if on_failure is not None:
-        check_hook(on_failure)
-    return on_failure
+def _told(on_failure: Any) -> dict[str, Any]:
+    """Return the fields of a flow that say who is told of a failure: a function, and channels."""
+    listed = list(on_failure) if isinstance(on_failure, list | tuple) else [on_failure]
+    channels = [each for each in listed if _is_channel(each)]
+    hooks = [each for each in listed if each is not None and not _is_channel(each)]
+    for each in hooks:
+        if hasattr(each, "channel"):
+            raise SetupError(
+                f"on_failure={each.name}: say whom it tells, on_failure={each.name}(…), such as "
+                'notify.slack(secret("CHAT_URL"))'
+            )
+        if inspect.iscoroutine(each):
+            each.close()
+            raise SetupError(
+                "on_failure=notify(…): leave out the text: turnout writes what is told"
+            )
+        check_hook(each)
+    if len(hooks) > 1:
+        raise SetupError("on_failure=[…] names several functions; call the others from the first")
+    names = [each.name for each in channels]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SetupError(f"on_failure=[…] names {twice} twice")
+    return {"on_failure": hooks[0] if hooks else None, "alerts": tuple(channels)}
+
+
+def _is_channel(given: Any) -> bool:
+    return (
+        not inspect.isfunction(given)
+        and callable(getattr(given, "send", None))
+        and (isinstance(getattr(given, "name", None), str) and not inspect.iscoroutine(given))
+    )
+
+
+def _expected(
+    expect_every: Any, deadline: Any, finish_within: Any, *, shadow: Any
+) -> dict[str, Any]:
+    """Return the fields of a flow that say what is expected of it."""
+    if deadline is not None and not isinstance(deadline, Deadline):
+        raise SetupError(f'deadline={deadline!r}: write deadline("06:00", tz="Europe/Berlin")')
+    expected = {
+        "expect_every": _period("expect_every", expect_every),
+        "deadline": deadline,
+        "finish_within": _period("finish_within", finish_within),
+    }
+    if shadow:
+        asked = next((name for name, given in expected.items() if given is not None), None)
+        if asked is not None:
+            raise SetupError(f"shadow=True with {asked}=: a shadow starts no runs; leave one out")
+    return expected
+
+
+_SHORTEST = timedelta(seconds=1)
+
+
+def _period(option: str, value: Any) -> timedelta | None:
+    try:
+        length = None if value is None else parse_duration(value)
+    except SetupError as error:
+        raise SetupError(f"{option}=: {error.message}") from None
+    if length is not None and length < _SHORTEST:
+        raise SetupError(f"{option}={value!r}: it is one second at least")
+    return length
 
 
 def _owner(owner: Any) -> str | None:
     if owner is None or (isinstance(owner, str) and owner.isprintable() and 0 < len(owner) <= 200):
         return owner
     raise SetupError(f"owner={owner!r}: an owner is 1 to 200 printable characters")
+
+
+_MOST_TAGS = 20
+_TAG = re.compile(r"[\w.:/-]{1,50}")
+
+
+def _tags(tags: Any) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise SetupError(f"tags={tags!r}: write a list, tags=[{tags!r}]")
+    listed = tuple(tags)
+    for each in listed:
+        if not isinstance(each, str) or not _TAG.fullmatch(each):
+            raise SetupError(
+                f"tags=: {each!r} is no tag: 1 to 50 letters, digits and _ . : / - without spaces"
+            )
+    if len(listed) > _MOST_TAGS:
+        raise SetupError(f"tags=: a flow has {_MOST_TAGS} tags at most, not {len(listed)}")
+    return tuple(dict.fromkeys(listed))
+
+
+def _description(description: Any) -> str | None:
+    text = description
+    if text is None or (isinstance(text, str) and text.isprintable() and 0 < len(text) <= 500):
+        return text
+    raise SetupError(
+        f"description={description!r:.80}: a description is a line of 1 to 500 printable characters"
+    )
 
 
 def _version(version: str | int | None) -> str | None:

@@ -26,16 +26,16 @@ import re
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Protocol
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import LONGEST as MOST
 from turnout.service.domain.units import format_duration, utc_now
+from turnout.service.domain.zones import load_zone as load_zone
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -194,18 +194,6 @@ def cron_fields(expression: str) -> str:
         raise SetupError(f'cron({expression!r}): write an expression, like "0 9 * * 1-5"')
     expression = ALIASES.get(expression.strip().lower(), expression)
     return " ".join(expression.upper().split())
-
-
-@cache  # zoneinfo caches only eight; reading a file again would block the event loop
-def load_zone(name: str) -> ZoneInfo:
-    """Return an IANA zone; raises `SetupError` that suggests similar names."""
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown, absolute or `..`, a folder of zones
-        known = {zone.lower(): zone for zone in available_timezones()}
-        close = [known[match] for match in get_close_matches(name.lower(), known, 3)]
-        hint = f"; did you mean {' or '.join(close)}?" if close else ' like "Europe/Berlin"'
-        raise SetupError(f"{name!r} is not an IANA time zone{hint}") from None
 
 
 @lru_cache(maxsize=4096)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turnout.handlers.gather import gather as gather
     from turnout.handlers.notify import notify as notify
     from turnout.handlers.task import task as task
+    from turnout.service.domain.deadline import deadline as deadline
     from turnout.service.domain.errors import Overloaded as Overloaded
     from turnout.service.domain.event import Event as Event
     from turnout.service.domain.labels import label as label
@@ -110,6 +111,7 @@ _ROOMS = {
     "dependency": "service.flowcontrol.dependency",
     "limit": "service.flowcontrol.limit",
     "unique": "service.flowcontrol.unique",
+    "deadline": "service.domain.deadline",
     "Overloaded": "service.domain.errors",
     "Refused": "service.domain.run",
     "rate_limit": "service.flowcontrol.rate_limit",

@@ -21,6 +21,9 @@ from ._signatures import defaults_of, parameters_of, shown, subject_of, written
 
 MODULES = ("turnout", "turnout.testing")
 
+_PARTS = {"kafka": ("publish",), "notify": ("slack", "email", "webhook")}
+"""What is called through a name and has an entry of its own."""
+
 _OPTION = re.compile(r"^\* `(\w+)`: (.*?)(?=^\* |^$|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -118,8 +121,7 @@ def names() -> Iterator[tuple[str, str]]:
     for module in MODULES:
         for name in sorted(importlib.import_module(module).__all__, key=str.lower):
             yield name, module
-            if name == "kafka":
-                yield "kafka.publish", module
+            yield from ((f"{name}.{part}", module) for part in _PARTS.get(name, ()))
 
 
 def entry(name: str, module: str) -> Entry:

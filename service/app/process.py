@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from turnout.service.alerts.outbox import Deliver, Outbox, deliver
+from turnout.service.alerts.watch import Alerts
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
@@ -39,7 +41,7 @@ from turnout.service.intake.submit import Submit
 from turnout.service.intake.supervisor import Supervisor
 from turnout.service.intake.windows import WindowDeadlines
 from turnout.service.journal.contract import Journal
-from turnout.service.journal.records import ClaimedRun
+from turnout.service.journal.records import ClaimedRun, FlowAbout
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.runs import cancel_children
 from turnout.service.operate.waits import paused
@@ -96,6 +98,7 @@ class Process:
         wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
         dry_run: DryRun | None = None,
+        deliver: Deliver = deliver,
     ) -> None:
         self.settings = settings
         self.project = project
@@ -144,6 +147,16 @@ class Process:
             now=now,
             told=self.absence.told,
             held=self.absence.held,
+        )
+        self.alerts = Alerts(
+            journal,
+            tasks,
+            Outbox(journal, tasks, metrics, now=now, deliver=deliver),
+            metrics,
+            now=now,
+            wall=wall,
+            is_paused=lambda flow: self.pauses.of_flow(flow) is not None,
+            service=lambda: self.links.base_url,
         )
         self.run_counts = RunCounts(metrics)
         submit = Submit(self.dispatcher, self.windows, metrics, self.run_counts, now=now)
@@ -303,10 +316,12 @@ class Process:
         await self.pauses.open()
         await self.overrides.open()
         self.apply(self.project)
+        await self.describe()
         ready = asyncio.Event()
         self._tasks.create_task(self.dispatcher.run(ready.set))
         await ready.wait()
         self.windows.recheck()
+        self.alerts.recheck()
 
     def apply(self, project: Project) -> None:
         """Serve a project; triggers that it changes or adds get new emitters."""
@@ -321,6 +336,16 @@ class Process:
                 self.emitters[name] = self.emitter(trigger, fed_by(name, self))
         self.pauses.apply_to_triggers()
         self.absence.serve(project.flows.values())
+        self.alerts.serve(project.flows.values())
+
+    async def describe(self) -> None:
+        """Note what the flows say of themselves, for filters and lists without the service."""
+        await self.journal.describe_flows(
+            {
+                flow.name: FlowAbout(flow.owner, flow.tags, flow.description)
+                for flow in self.project.flows.values()
+            }
+        )
 
     async def start_triggers(self) -> None:
         """Start the triggers."""
@@ -401,6 +426,7 @@ class Process:
         self.windows.recheck()
         self.pauses.recheck()
         self.overrides.recheck()
+        self.alerts.clock_set()
 
     async def stop(self) -> int:
         """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
@@ -412,6 +438,7 @@ class Process:
         self.windows.close()
         self.absence.close()
         stuck = await self.dispatcher.stop(self.settings.grace)
+        await self.alerts.stop()
         await self.supervisor.stop()
         for emitter in self.emitters.values():
             emitter.status.close(STOPPING)

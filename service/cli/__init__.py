@@ -29,6 +29,7 @@ from turnout.service.domain.errors import (
 )
 
 from . import (
+    alerts,
     artefact,
     backtest,
     cache,
@@ -113,8 +114,8 @@ for _command in (
     runs.runs, show.show, artefact.artefact, why.why, events.events, flows.flows, triggers.triggers,
     runs.retry, runs.cancel, runs.approve, events.replay, dead_letters.dead,
     pauses.pause, pauses.resume, pending.pending, limits.limits, cache.cache, triggers.fire,
-    events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs, graph.graph,
-    help.help_, explain.explain, backtest.backtest, new.new, state.state,
+    alerts.alerts, events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs,
+    graph.graph, help.help_, explain.explain, backtest.backtest, new.new, state.state,
 ):  # fmt: skip
     cli.add_command(_command)
 exit_codes.add_to_help(cli)

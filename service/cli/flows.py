@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.option("--owner", metavar="NAME", help="Flows of this owner.")
+@click.option("--tag", metavar="TAG", help="Flows with this tag.")
 @utc_option
 @with_json
 @with_settings
-def flows(settings: Settings, as_json: bool) -> None:
+def flows(settings: Settings, owner: str | None, tag: str | None, as_json: bool) -> None:
     """List the flows of the running service, and what is paused.
 
     `turnout pause --list` says who has paused it and why.
     """
     from .session import list_from_service
 
-    rows = list_from_service(settings, "/api/flows")
+    asked = {"owner": owner, "tag": tag}
+    rows = list_from_service(settings, "/api/flows", **asked)
     if as_json:
         for row in rows:
             print_json(row)
@@ -35,13 +38,14 @@ def flows(settings: Settings, as_json: bool) -> None:
     table(
         (
             Column("flow", 8), Column("state"), Column("triggers", 16),
-            Column("retries", optional=True), Column("limit", optional=True), Column("where", 16),
+            Column("retries", optional=True), Column("limit", optional=True),
+            Column("owner", 12, optional=True), Column("where", 16),
         ),
         (
             (
                 row["name"], state_of(row, "shadow" if row["shadow"] else "up"),
                 ", ".join(row["triggers"]), row["retries"] or "", row["concurrency"] or "",
-                f"{row['file']}:{row['line']}",
+                row["owner"] or "", f"{row['file']}:{row['line']}",
             )
             for row in rows
         ),

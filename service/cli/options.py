@@ -71,15 +71,18 @@ def with_filters(command: Command) -> Command:
         "--trigger", metavar="TRIGGER", help="Runs of this trigger, such as webhook:/orders."
     )
     @click.option("--event", metavar="EVENT", help="Runs of the event with this id.")
+    @click.option("--owner", metavar="NAME", help="Runs of the flows of this owner.")
+    @click.option("--tag", metavar="TAG", help="Runs of the flows with this tag.")
     @click.option("--since", metavar="WHEN", help="Since 2026-01-31T09:00:00Z, or an age: 2h.")
     @click.option("--until", metavar="WHEN", help="Before an instant, or an age.")
     @functools.wraps(command)
     def wrapped(
         *args: Any, flow: str | None, state: str | None, trigger: str | None,
-        event: str | None, since: str | None, until: str | None, **kwargs: Any,
+        event: str | None, owner: str | None, tag: str | None, since: str | None,
+        until: str | None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         named = {"flow": flow, "state": state, "trigger": trigger, "event": event,
-                 "since": since, "until": until}  # fmt: skip
+                 "owner": owner, "tag": tag, "since": since, "until": until}  # fmt: skip
         filters = {name: word for name, word in named.items() if word is not None}
         return command(*args, filters=filters, **kwargs)
 

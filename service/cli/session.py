@@ -116,12 +116,13 @@ def do(
         return asyncio.run(act())
 
 
-def list_from_service(settings: Settings, path: str) -> list[dict[str, Any]]:
-    """Return the items of a list that only the running service knows."""
+def list_from_service(settings: Settings, path: str, **asked: str | None) -> list[dict[str, Any]]:
+    """Return the items of a list that only the running service knows, as they are `asked` for."""
+    params = {name: text for name, text in asked.items() if text is not None}
 
     async def read() -> list[dict[str, Any]]:
         async with open_service(settings) as client:
-            return list((await client.call("GET", path))["items"])
+            return list((await client.call("GET", path, params=params))["items"])
 
     with working("waiting for the service"):
         return asyncio.run(read())

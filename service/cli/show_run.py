@@ -75,6 +75,9 @@ def _print_facts(run: dict[str, Any]) -> None:
     print_facts(
         ("id", run["id"]),
         ("flow", f"{run['flow']}  code {run['code_version'] or 'unknown'}"),
+        ("about", run["description"]),
+        ("owner", run["owner"]),
+        ("tags", ", ".join(run["tags"])),
         ("reason", run["reason"]),
         ("forced", "past the mode of its flow" if run["forced"] else None),
         ("cancelled", f"by {run['cancelled_by']}" if run["cancelled_by"] else None),

@@ -19,7 +19,7 @@ from turnout.service.domain.flow import Need
 from turnout.service.domain.run import FINISHED, Outcome, RunState
 from turnout.service.domain.waiting import Cause
 from turnout.service.flowcontrol.gate import Candidate
-from turnout.service.journal.contract import Work
+from turnout.service.journal.contract import Work, Writable
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
 from turnout.service.steps.attempt_state import AttemptState
@@ -347,7 +347,7 @@ def _start_over(outcome: Outcome) -> None:
     outcome.result = outcome.returned = None
 
 
-async def until_writable(journal: Work) -> None:
+async def until_writable(journal: Writable) -> None:
     """Wait until the journal accepts writes again; raise `JournalBroken` if it never will."""
     while True:
         try:

@@ -15,9 +15,11 @@ from types import CodeType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar
 
 from . import foreign
+from .alerts import AlertRule, Channel
 from .binding import Binding
 from .condition import Condition, condition_of
 from .conditions import Conditions
+from .deadline import Deadline
 from .errors import SetupError
 from .event import Event
 from .labels import Label
@@ -132,7 +134,13 @@ class Flow(Generic[P, R]):
     on_dead: Literal["continue", "block"] = "continue"
     on_failure: Callable[..., Any] | None = None
     was: str | None = None
+    alerts: tuple[Channel, ...] = ()
+    expect_every: timedelta | None = None
+    deadline: Deadline | None = None
+    finish_within: timedelta | None = None
     owner: str | None = None
+    tags: tuple[str, ...] = ()
+    description: str | None = None
     metrics: Mapping[str, Label] = field(default_factory=dict)
     version: str | None = None
     file: str = ""
@@ -220,6 +228,17 @@ class Flow(Generic[P, R]):
     def keyed(self) -> tuple[Rule, ...]:
         """The rules that tell its runs apart by a key."""
         return tuple(rule for rule in self.rules if rule.per is not None)
+
+    @cached_property
+    def alert_rules(self) -> tuple[AlertRule, ...]:
+        """What may open an alert about it."""
+        asked = {
+            AlertRule.FAILURE: self.alerts,
+            AlertRule.EXPECT_EVERY: self.expect_every,
+            AlertRule.DEADLINE: self.deadline,
+            AlertRule.FINISH_WITHIN: self.finish_within,
+        }
+        return tuple(rule for rule, given in asked.items() if given)
 
     @cached_property
     def watched(self) -> tuple[Trigger, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -33,6 +33,7 @@ from turnout.service.journal.records import (
     SKIPPED,
     ApprovalAnswer,
     AttemptRecord,
+    FlowAbout,
     StepRecord,
     StoredArtefact,
     StoredEvent,
@@ -116,7 +117,9 @@ async def post_mortem(
         raise no_run(run_id)
     event = await reader.event_of(run.seq)
     waits = await waits_of(reader, [run], waits_for)
+    about = (await reader.flows_about()).get(run.flow)
     return listed_run(run, waits) | {
+        **about_of(about),
         "error": _error(run.error),
         "due_at": instant(run.due_at),
         "waiting": waiting_of(waits[run.id]) if run.id in waits else None,
@@ -309,13 +312,32 @@ def flow_of(flow: AnyFlow, *, pauses: Mapping[str, StoredPause] = NOTHING) -> di
         "per_key": bool(limits) and limits[0].per is not None,
         "ordered": flow.ordered_by is not None,
         "retries": flow.retry.count,
-        "timeout": None if flow.timeout is None else format_duration(flow.timeout),
+        "timeout": _duration(flow.timeout),
         "shadow": flow.shadow,
+        "told": [channel.name for channel in flow.alerts],
+        "expect_every": _duration(flow.expect_every),
+        "deadline": None if flow.deadline is None else flow.deadline.words,
+        "finish_within": _duration(flow.finish_within),
+        **about_of(FlowAbout(flow.owner, flow.tags, flow.description)),
         "pool": "loop" if flow.is_async else flow.pool,
         "code_version": flow.code_version,
         "paused_at": None if pause is None else instant(pause.since),
         "pause": None if pause is None else pause_of(pause),
     }
+
+
+def about_of(about: FlowAbout | None) -> dict[str, Any]:
+    """Return what a flow says of itself."""
+    known = about or FlowAbout()
+    return {
+        "owner": known.owner,
+        "tags": list(known.tags),
+        "description": known.description,
+    }
+
+
+def _duration(length: timedelta | None) -> str | None:
+    return None if length is None else format_duration(length)
 
 
 def trigger_of(

@@ -28,6 +28,8 @@ def read_filter(
     state: str | None = None,
     trigger: str | None = None,
     event: str | None = None,
+    owner: str | None = None,
+    tag: str | None = None,
     since: str | None = None,
     until: str | None = None,
 ) -> Filter:
@@ -39,6 +41,8 @@ def read_filter(
         state=None if state is None else RunState(state),
         trigger=trigger,
         event=event,
+        owner=owner,
+        tag=tag,
         since=None if since is None else read_instant(since, now=now, field="since"),
         until=None if until is None else read_instant(until, now=now, field="until"),
     )
@@ -51,6 +55,8 @@ def query_of(which: Filter) -> dict[str, str | None]:
         "state": which.state,
         "trigger": which.trigger,
         "event": which.event,
+        "owner": which.owner,
+        "tag": which.tag,
         "since": None if which.since is None else which.since.isoformat(),
         "until": None if which.until is None else which.until.isoformat(),
     }

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from . import cache, flow_state, limits, pauses, replays, runs, triggers, windows
+from . import alerts, cache, flow_state, limits, pauses, replays, runs, triggers, windows
 from .parts import HANDLERS, PLANNERS, Parts
 from .verbs import Verb
 
 R = TypeVar("R")
 
-SUBJECTS = (cache, flow_state, limits, pauses, replays, runs, triggers, windows)
+SUBJECTS = (alerts, cache, flow_state, limits, pauses, replays, runs, triggers, windows)
 """The modules of the handlers: a module that is not imported here has none."""
 
 

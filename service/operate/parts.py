@@ -16,7 +16,7 @@ from turnout.service.domain.conditions import Mode
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.run import Run
 from turnout.service.domain.units import utc_now
-from turnout.service.journal.contract import Intake, Operations, Windows, Work
+from turnout.service.journal.contract import Alerts, Intake, Operations, Windows, Work
 from turnout.service.journal.records import Appended, ClosedWindows, Retried
 from turnout.service.project import Project
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-class VerbJournal(Operations, Intake, Work, Windows, Protocol):
+class VerbJournal(Operations, Intake, Work, Windows, Alerts, Protocol):
     """What verbs need: an operator's writes, positions that move, runs of a renamed flow."""
 
 

@@ -29,6 +29,7 @@ from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
 from turnout.service.journal.records import (
     Filter,
+    StoredAlert,
     StoredOverride,
     StoredPause,
     StoredWindow,
@@ -254,6 +255,19 @@ class SetLimit(Verb[StoredOverride]):
     name: str
     count: int
     lasts: timedelta
+    note: str = ""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MuteAlert(Verb[StoredAlert]):
+    """Tell no more of an open alert, for as long as it `lasts` or until it is over; that is told.
+
+    Raises `NotFound`, `Refused` for one that is over.
+    """
+
+    alert: str
+    lasts: timedelta | None = None
     note: str = ""
     by: str = ""
 

@@ -37,7 +37,7 @@ _BUDGET = ("turnout.handlers.actions.budget", "Budget")
 _RECORDING = ("turnout.service.steps", "turnout.handlers.actions")
 
 _PURE = frozenset(vars(builtins)) - {"print", "open", "input", "exec", "eval", "__import__"}
-_APART = frozenset({"on", "awaits", "name", "was", "version", "owner"})
+_APART = frozenset({"on", "awaits", "name", "was", "version", "owner", "tags", "description"})
 _SHOWN = 100
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -80,6 +80,8 @@ class Explanation:
             "line": flow.line,
             "about": self.about,
             "owner": flow.owner,
+            "tags": list(flow.tags),
+            "description": flow.description,
             "version": flow.version,
             "code_version": flow.code_version,
             "triggers": [trigger.name for trigger in flow.triggers],

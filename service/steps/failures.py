@@ -22,11 +22,10 @@ from turnout.service.domain.errors import (
 )
 from turnout.service.domain.portable import kind_of, portable
 from turnout.service.domain.run import Fail, Rejected, RunError
+from turnout.service.domain.tracebacks import is_own, is_standard
 from turnout.service.domain.unpickle import unpickle
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StepRecord
-
-from .author_code import is_own, is_standard
 
 _MAX_MESSAGE = 4096
 _MAX_TRACEBACK = 32_768

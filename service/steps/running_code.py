@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-from .author_code import is_own, is_standard
+from turnout.service.domain.tracebacks import is_own, is_standard
+
 from .branches import Branches
 from .context import RunContext
 from .scope import Scope

@@ -102,6 +102,10 @@ class Metrics:
         self.journal_batch_rows = histogram(
             "journal_batch_rows", "Rows written in one commit.", bounds=_ROWS
         ).labels()
+        self.alerts = gauge("alerts", "Alerts that are open.", "flow", "rule")
+        self.alert_messages = counter(
+            "alert_messages", "Messages about alerts, by what became of them.", "channel", "result"
+        )
         self.clock_steps = counter(
             "clock_steps", "Times the wall clock was set, by more than a second.", "direction"
         )

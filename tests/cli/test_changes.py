@@ -21,8 +21,9 @@ from turnout.service.cli import cli
 pytestmark = pytest.mark.slow
 
 READS = {
-    "approvals", "artefact", "backtest", "check", "dead list", "dead show", "doctor", "events",
-    "explain", "flows", "graph", "help", "limits", "logs", "next", "pending list", "pending show",
+    "alerts", "approvals", "artefact", "backtest", "check", "dead list", "dead show", "doctor",
+    "events", "explain", "flows", "graph", "help", "limits", "logs", "next", "pending list",
+    "pending show",
     "runs", "show", "state list", "state show", "triggers", "why",
 }  # fmt: skip
 """What changes nothing."""
@@ -54,7 +55,7 @@ FLOWS = """
     async def asked() -> None:
         await approval("ops")
 
-    @flow(on=event("billed"), concurrency=limit(2))
+    @flow(on=event("billed"), concurrency=limit(2), expect_every="1s")
     def bill() -> None: ...
 
     @flow(on=debounce(event("saved"), "1h", per=lambda event: event.data["page"]))
@@ -98,6 +99,7 @@ class Desk:
         until(lambda: len(self.ids("runs", "--state", "failed")) == 3, 20, "three failed runs")
         until(lambda: len(self.ids("runs", "--state", "waiting")) == 2, 20, "two runs that wait")
         until(lambda: self.lines("state"), 20, "a state")
+        until(lambda: self.lines("alerts"), 20, "an alert")
         self.type("pause", "bill")
         self.emit("billed")
         self.type("limits", "set", "poll", "2", "--for", "1h")
@@ -141,6 +143,7 @@ class Desk:
         fired, dropped = self.ids("pending")
         event = self.lines("show", first)[0]["event"]["id"]
         return {
+            "alerts mute": ["1"],
             "approve": [approved],
             "cache clear": [],
             "cancel": [cancelled],

@@ -13,15 +13,22 @@ import httpx
 
 from turnout.service.cli.session import ServiceSession
 from turnout.service.client import Client
+from turnout.service.domain.alerts import AlertRule
 from turnout.service.domain.event import NO_BODY, Event
-from turnout.service.domain.run import Run, RunState
+from turnout.service.domain.run import Run, RunError, RunState
 from turnout.service.domain.trigger import Receipt, Seek, SeekPlan
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.governance.links import Links
 from turnout.service.http.rest.application import create_rest
 from turnout.service.http.rest.routes import ROUTES, route_of
 from turnout.service.intake.emitter import TriggerEmitter
-from turnout.service.journal.records import Filter, StoredOverride, StoredPause, StoredWindow
+from turnout.service.journal.records import (
+    Filter,
+    StoredAlert,
+    StoredOverride,
+    StoredPause,
+    StoredWindow,
+)
 from turnout.service.operate import operator, verbs
 from turnout.service.operate.operator import Operator
 from turnout.service.operate.parts import HANDLERS, PLANNERS
@@ -36,6 +43,7 @@ from turnout.service.operate.verbs import (
     Emit,
     Fire,
     FireWindow,
+    MuteAlert,
     Pause,
     Replay,
     ReplayDead,
@@ -61,6 +69,11 @@ RUN = Run(
 )  # fmt: skip
 
 OVERRIDE = StoredOverride(name="limit:db", count=3, since=NOW, until=NOW, note="why", by="ada")
+ALERT = StoredAlert(
+    id=7, flow="bill", rule=AlertRule.FAILURE, cause="OSError in charge", opened_at=NOW,
+    last_at=NOW, count=3, error=RunError("OSError", "no answer"), run_id="r", told_count=1,
+    told_at=NOW, messages=1, muted_until=NOW, muted_by="ada", note="why", ended_at=None, ended=None,
+)  # fmt: skip
 PAUSED = StoredPause(name="flow:bill", since=NOW, until=NOW, note="why", by="ada")
 
 WINDOW = StoredWindow(
@@ -112,6 +125,8 @@ EXAMPLES: list[tuple[Verb[Any], Any]] = [
     (SetLimit("db & co", 3, timedelta(hours=2), by="api"), OVERRIDE),
     (SetLimit("bill/limit.2", 1, timedelta(milliseconds=1), "why ä", "ada"), OVERRIDE),
     (ResetLimit("limit:db", by="api"), "limit:db"),
+    (MuteAlert("7", by="api"), ALERT),
+    (MuteAlert("8", timedelta(hours=2), "why ä", "ada"), ALERT),
     (ResetLimit("flow:bill/limit.2", "ada"), "flow:bill/limit.2"),
     (FireWindow("w 1?", by="api"), WINDOW),
     (FireWindow("w", "ada & bob"), WINDOW),

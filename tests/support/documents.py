@@ -42,7 +42,7 @@ def shipped() -> None:
     charge()
     ship()
 
-@flow(on=event("shipped"), when=lambda event: False)
+@flow(on=event("shipped"), when=lambda event: False, expect_every="1s")
 def audited() -> None: ...
 
 @flow(on=event("asked"))
@@ -186,6 +186,8 @@ def _by_http(session: Session) -> None:
     ask("GET /api/limits")
     ask("DELETE /api/limits/{name}", "/api/limits/order")
     ask("DELETE /api/cache")
+    until(lambda: ask("GET /api/alerts")["items"], 10, "an alert")
+    ask("POST /api/alerts/{alert}/mute", "/api/alerts/1/mute", body={"for": "1h"})
     ask("GET /api/state")
     ask("DELETE /api/state/{flow}", "/api/state/keeps?key=")
     ask("POST /api/runs/cancel", "/api/runs/cancel?flow=asked&dry_run=true")
@@ -224,6 +226,8 @@ def _by_command(session: Session, flows: Path) -> None:
     command("retry", failed, "--yes")
     command("pause", "order")
     command("resume", "order")
+    command("alerts")
+    command("alerts", "mute", "1", named=2)
     command("limits", "set", "order", "3", "--for", "1h", named=2)
     command("limits")
     command("limits", "reset", "order", named=2)

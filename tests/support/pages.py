@@ -38,6 +38,7 @@ PAGES = tuple(
         "handlers/FLOW_CONTROL.md",
         "handlers/WINDOWS.md",
         "handlers/ACTIONS.md",
+        "handlers/ALERTS.md",
         "handlers/HAND_OFFS.md",
         "handlers/examples/README.md",
         "handlers/coming_from/SCHEDULE.md",

@@ -18,6 +18,7 @@ from .events import (
     webhook_event,
 )
 from .service import Result, Service, run, serve
+from .told import Told
 from .windows import Pending
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Pending",
     "Result",
     "Service",
+    "Told",
     "file_event",
     "hand_event",
     "kafka_event",

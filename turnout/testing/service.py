@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from turnout.service.app.process import ManualTrigger, Process
+from turnout.service.domain.alerts import Channel, Message
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
@@ -45,6 +46,7 @@ from .death import Death, Mortal
 from .decisions import find_decided, words_of
 from .events import hand_event
 from .timers import Ticks
+from .told import Told
 from .windows import Pending, have_listened, pending_of
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -151,6 +153,7 @@ class Service:
         self._began_at = self._kept_up_at = clock.now()
         self._started_runs: set[str] = set()
         self._ended: dict[str, Result] = {}
+        self.alerts: list[Told] = []
 
     # ------------------------------------------------------------ what a test does
 
@@ -394,6 +397,7 @@ class Service:
             or self._awake()
             or self.process.after_run_actions.at_work
             or self.process.windows.at_work
+            or self.process.alerts.at_work
         )
         return not (busy or self._death.struck or stuck) and begun
 
@@ -407,6 +411,7 @@ class Service:
             await self.journal.next_due_at(self.clock.now()),
             self.process.dispatcher.next_alarm_at(),
             self._next_window(),
+            self._next_alert(),
         ]
         return min((each for each in instants if each is not None), default=None)
 
@@ -415,6 +420,15 @@ class Service:
         due = self.process.windows.next_due_at
         return None if due is None or due <= self.clock.now() else due
 
+    def _next_alert(self) -> datetime | None:
+        """Return when something is told by time alone; what is told now has been told."""
+        due = self.process.alerts.next_due_at
+        return None if due is None or due <= self.clock.now() else due
+
+    async def _deliver(self, channel: Channel, message: Message) -> None:
+        """Take a message in place of its channel."""
+        self.alerts.append(Told(channel, message.title, message.text, message.document))
+
     async def _set(self, instant: datetime) -> None:
         self.clock.set(instant)
         if (self.clock.now() - self._kept_up_at).total_seconds() >= INTERVAL_SECONDS:
@@ -422,6 +436,7 @@ class Service:
         self.process.dispatcher.clock_set()
         have_listened(self.process.emitters.values())
         self.process.windows.recheck()
+        self.process.alerts.clock_set()
 
     async def _keep_up(self) -> None:
         """Run the maintenance that is due by now, which may prune what a test asks for."""
@@ -475,7 +490,7 @@ class Service:
                 project = await asyncio.to_thread(Project.of, self._flows.values())
                 self.process = Process(
                     self._settings, project, mortal, metrics, tasks,
-                    now=self.clock.now, sleep=self.clock.sleep,
+                    now=self.clock.now, sleep=self.clock.sleep, deliver=self._deliver,
                 )  # fmt: skip
                 self.journal = journal
                 self._maintenance = Maintenance(

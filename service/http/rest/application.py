@@ -24,8 +24,8 @@ from turnout.service.http import approvals, docs
 from turnout.service.http.clients import Proxies
 from turnout.service.http.exchange import App, Message, Receive, Scope, Send
 
-from . import approvals as open_approvals
 from . import (
+    alerts,
     artefacts,
     dead_letters,
     events,
@@ -39,6 +39,7 @@ from . import (
     triggers,
     why,
 )
+from . import approvals as open_approvals
 from .answers import refusal
 from .authorization import Served
 from .endpoints import verb_router
@@ -47,6 +48,7 @@ Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 _READS: Mapping[str, APIRouter] = {
     "runs": runs.router,
+    "alerts": alerts.router,
     "dead": dead_letters.router,
     "events": events.router,
     "flows": flows.router,

@@ -17,7 +17,15 @@ from turnout.service.domain.payload import decode_json
 from turnout.service.domain.trigger import Seek
 from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.operate import documents
-from turnout.service.operate.verbs import Answer, Emit, Fire, Pause, SeekTrigger, SetLimit
+from turnout.service.operate.verbs import (
+    Answer,
+    Emit,
+    Fire,
+    MuteAlert,
+    Pause,
+    SeekTrigger,
+    SetLimit,
+)
 
 MAX_REASON_CHARACTERS = 2000
 
@@ -186,6 +194,22 @@ def _write_limit(verb: SetLimit) -> bytes:
 
 
 LIMIT = Body(_read_limit, _write_limit)
+
+
+# ---------------------------------------------------------------- alerts
+
+
+def _read_mute(received: Received) -> Mapping[str, Any]:
+    asked = _known(received, "for", "note", "by") if received.content else {}
+    return {"lasts": _read_lasts(asked.get("for")), **_read_note(asked)}
+
+
+def _write_mute(verb: MuteAlert) -> bytes:
+    lasts = None if verb.lasts is None else format_duration(verb.lasts)
+    return documents.encode({"for": lasts, "note": verb.note, "by": verb.by})
+
+
+MUTE = Body(_read_mute, _write_mute)
 
 
 # ---------------------------------------------------------------- triggers

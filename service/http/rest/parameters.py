@@ -16,12 +16,14 @@ Flow = Annotated[str | None, Query(description="runs of this flow")]
 State = Annotated[str | None, Query(description="runs in this state")]
 Trigger = Annotated[str | None, Query(description="from this trigger")]
 EventId = Annotated[str | None, Query(description="of the event with this id")]
+Owner = Annotated[str | None, Query(description="of flows of this owner")]
+Tag = Annotated[str | None, Query(description="of flows with this tag")]
 Since = Annotated[str | None, Query(description="from this instant on, or an age such as 2h")]
 Until = Annotated[str | None, Query(description="before this instant, or an age such as 2h")]
 Limit = Annotated[int, Query(description=f"items on a page, 1 to {MAX_LIMIT}")]
 Cursor = Annotated[str | None, Query(description="`next` of the page before")]
 
-_FILTERS = ("event", "flow", "since", "state", "trigger", "until")
+_FILTERS = ("event", "flow", "owner", "since", "state", "tag", "trigger", "until")
 
 
 def _chosen(
@@ -31,6 +33,8 @@ def _chosen(
     state: State = None,
     trigger: Trigger = None,
     event: EventId = None,
+    owner: Owner = None,
+    tag: Tag = None,
     since: Since = None,
     until: Until = None,
 ) -> Filter:
@@ -44,6 +48,8 @@ def _chosen(
         state=state,
         trigger=trigger,
         event=event,
+        owner=owner,
+        tag=tag,
         since=since,
         until=until,
     )

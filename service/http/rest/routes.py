@@ -18,6 +18,7 @@ from turnout.service.domain.run import Run
 from turnout.service.domain.trigger import Receipt
 from turnout.service.journal.records import StoredPause, StoredWindow
 from turnout.service.operate import documents
+from turnout.service.operate.alerts import alert_of
 from turnout.service.operate.filters import query_of
 from turnout.service.operate.verbs import (
     Answer,
@@ -30,6 +31,7 @@ from turnout.service.operate.verbs import (
     Emit,
     Fire,
     FireWindow,
+    MuteAlert,
     Pause,
     Replay,
     ReplayDead,
@@ -44,7 +46,7 @@ from turnout.service.operate.verbs import (
 )
 from turnout.service.operate.windows import window_of
 
-from .bodies import ANSWER, DATA, EVENT, LIMIT, NOT_UNDONE, PAUSE, REASON, SEEK, Body
+from .bodies import ANSWER, DATA, EVENT, LIMIT, MUTE, NOT_UNDONE, PAUSE, REASON, SEEK, Body
 
 V = TypeVar("V", bound=Verb[Any])
 
@@ -178,7 +180,7 @@ DRY_RUN = "dry_run"
 """The query parameter of every route: only answer what would be done, and do nothing."""
 
 RUNS, DEAD_LETTERS, EVENTS, FLOWS = "runs", "dead letters", "events", "flows and triggers"
-WINDOWS = "windows"
+WINDOWS, ALERTS = "windows", "alerts"
 
 ROUTES: tuple[Route[Any], ...] = (
     Route(
@@ -384,6 +386,18 @@ ROUTES: tuple[Route[Any], ...] = (
         text="Remove the override of a limit: the flow file holds again.",
         query=(Parameter("by", "by", "who resets it", default="api"),),
         document=lambda _verb, name: {"name": name},
+    ),
+    Route(
+        verb=MuteAlert,
+        name="mute_alert",
+        method="POST",
+        path="/alerts/{alert}/mute",
+        tag=ALERTS,
+        text="Tell nobody more of an open alert; that it is over is told.\n\n"
+        'The body may be {"for": "2h", "note": WHY, "by": WHO}; without "for" it is muted until it '
+        "is over.\n409 if it is over.",
+        body=MUTE,
+        document=lambda _verb, alert: alert_of(alert, None),
     ),
     Route(
         verb=ClearCache,

@@ -6,12 +6,13 @@ commit and are applied in the order they were called; a bad write fails only its
 `tests/support/journal_contract.py` tests these promises, not SQLite.
 
 Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
-`Reads`, `Retention`, `Lifecycle`. Not here: what is written, which the router and the executor
-decide, and when a run starts (the dispatcher).
+`Alerts`, `Reads`, `Retention`, `Lifecycle`. Not here: what is written, which the router and the
+executor decide, and when a run starts (the dispatcher).
 """
 
 from typing import Protocol
 
+from .alerts import AlertReads, Alerts
 from .intake import Intake, Positions
 from .operations import Operations
 from .reads import Reads, RunReads
@@ -22,6 +23,8 @@ from .work import Work
 from .writing import Lifecycle, Writable
 
 __all__ = [
+    "AlertReads",
+    "Alerts",
     "Attachment",
     "Clearing",
     "Intake",
@@ -41,5 +44,5 @@ __all__ = [
 ]
 
 
-class Journal(Intake, Work, Windows, Steps, Operations, Retention, Protocol):
+class Journal(Intake, Work, Windows, Steps, Operations, Alerts, Retention, Protocol):
     """The one writer of a data folder."""

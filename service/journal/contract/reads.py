@@ -35,6 +35,7 @@ from turnout.service.journal.records import (
     Wait,
 )
 
+from .alerts import AlertReads
 from .windows import WindowReads
 
 
@@ -112,7 +113,7 @@ class RunReads(Protocol):
         """
 
 
-class Reads(RunReads, WindowReads, Protocol):
+class Reads(RunReads, WindowReads, AlertReads, Protocol):
     """What people see of events and runs."""
 
     async def runs(self, which: Filter) -> list[Run]:

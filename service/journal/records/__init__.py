@@ -3,6 +3,17 @@
 Plain data, the same for every database. Not here: what the journal does with them (`contract`).
 """
 
+from .alerts import (
+    Ended,
+    Expectation,
+    FlowAbout,
+    LateRuns,
+    NewMessage,
+    StoredAlert,
+    StoredMessage,
+    Success,
+    Taken,
+)
 from .budgets import Spent, StoredBudget, Taking
 from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
 from .entries import NOTHING, ORDER_RULE, Appended, Decision, Entry, Move, NewRun, Retried
@@ -90,14 +101,19 @@ __all__ = [
     "Decision",
     "Discarded",
     "DueCount",
+    "Ended",
     "EndedEvent",
     "EndedRun",
     "Entry",
+    "Expectation",
     "Filter",
     "FiredRun",
+    "FlowAbout",
     "InLine",
+    "LateRuns",
     "Move",
     "NewMember",
+    "NewMessage",
     "NewRun",
     "OpenApproval",
     "OpenStep",
@@ -113,13 +129,17 @@ __all__ = [
     "RunMembers",
     "Spent",
     "StepRecord",
+    "StoredAlert",
     "StoredArtefact",
     "StoredBudget",
     "StoredEvent",
+    "StoredMessage",
     "StoredOverride",
     "StoredPause",
     "StoredState",
     "StoredWindow",
+    "Success",
+    "Taken",
     "Taking",
     "Told",
     "UsedLink",

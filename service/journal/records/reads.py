@@ -147,13 +147,16 @@ class Arrival(NamedTuple):
 class Filter:
     """Which runs or events to read, newest first, at most `limit`; None means any.
 
-    `cursor` is the seq of the last row already seen. `dead` selects dead letters.
+    `cursor` is the seq of the last row already seen. `dead` selects dead letters. `owner` and `tag`
+    are those that the flow says it has.
     """
 
     flow: str | None = None
     state: RunState | None = None
     trigger: str | None = None
     event: str | None = None
+    owner: str | None = None
+    tag: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     dead: bool | None = None

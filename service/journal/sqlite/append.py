@@ -20,6 +20,7 @@ from turnout.service.domain.run import RunState, Start
 from turnout.service.journal.records import Appended, Decision, Entry, NewRun
 
 from . import dedupe, events, run_keys, runs, starts
+from .alerts import FailureCounts
 from .bounds import Bounds
 from .conditions import Conditions
 from .counters import RunCounters
@@ -99,6 +100,7 @@ class Intake:
         self._bounds = Bounds(connection, max_unfinished_runs)
         self.conditions = Conditions(connection, self._bounds)
         self.windows = Windows(connection, self)
+        self.failures = FailureCounts(connection)
         self.last_event, self.last_run = _last_seqs(connection)
 
     def append(self, jobs: Sequence[AppendJob], counters: RunCounters) -> None:
@@ -320,6 +322,7 @@ class Intake:
         counters.move(None, row.state)
         if row.dead:
             counters.add_dead_letters(run.flow)
+            self.failures.failed(run.flow, run.error, run.id, at)
         elif run.keys is not None:
             run_keys.add_rows(rows.keys, run.flow, run.keys, run.seq)
         if run.starts:

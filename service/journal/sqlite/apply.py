@@ -171,7 +171,7 @@ class Batch:
             attempts += attempt_row(job) or ()
             counters.move("running", row.state)
             if row.finished_at is not None and row.dead != run.dead:
-                counters.add_dead_letters(self._flow_of(run), 1 if row.dead else -1)
+                self._count_dead_letter(job, counters)
         if outcomes.RECORD.run(self._connection, values) != len(jobs):
             if len(jobs) > 1:
                 raise Split
@@ -181,6 +181,13 @@ class Batch:
         if self._isolated:
             self._isolated.difference_update(job.row.run_seq for job in jobs)
         self._follow(jobs, counters)
+
+    def _count_dead_letter(self, job: OutcomeJob, counters: RunCounters) -> None:
+        """Count a run that has become a dead letter, or is none any more."""
+        flow, run_id = self._flow_of(job.run), job.run.claim.run_id
+        counters.add_dead_letters(flow, 1 if job.row.dead else -1)
+        if job.row.dead:
+            self._intake.failures.failed(flow, job.outcome.error, run_id, job.at)
 
     def _follow(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
         """Do what follows from outcomes: free keys, wake parents, delete or suspend waits."""

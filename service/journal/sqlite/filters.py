@@ -20,6 +20,10 @@ from .names import event_named
 from .runs import LISTED_RUN_COLUMNS
 from .values import micros
 
+_OWNED = "r.flow IN (SELECT flow FROM described_flows WHERE owner = ?)"
+_TAGGED = (
+    "r.flow IN (SELECT d.flow FROM described_flows AS d, json_each(d.tags) AS t WHERE t.value = ?)"
+)
 _MOST_PARTS = 200  # SQLite joins at most 500 selects in one statement
 
 
@@ -76,6 +80,8 @@ def events_where(which: Filter) -> tuple[str, list[Any]]:
     )
     of_run, run_values = _conditions(
         ("r.flow = ?", which.flow),
+        (_OWNED, which.owner),
+        (_TAGGED, which.tag),
         ("r.state = ?", None if which.state is None else which.state.value),
         ("r.dead = ?", None if which.dead is None else int(which.dead)),
     )
@@ -87,6 +93,8 @@ def events_where(which: Filter) -> tuple[str, list[Any]]:
 def _runs_where(which: Filter) -> tuple[str, list[Any]]:
     condition, values = _conditions(
         ("r.flow = ?", which.flow),
+        (_OWNED, which.owner),
+        (_TAGGED, which.tag),
         ("r.state = ?", None if which.state is None else which.state.value),
         ("e.trigger = ?", which.trigger),
         _by_id(which),
@@ -116,6 +124,11 @@ def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, st
     if which.flow is not None:
         states = [which.state] if which.state is not None else list(RunState)
         return [(state.value, which.flow) for state in states]
+    if which.owner is not None or which.tag is not None:
+        described = _described(connection, which)
+        states = [which.state] if which.state is not None else list(RunState)
+        pairs = [(state.value, flow) for flow in described for state in states]
+        return None if len(pairs) > _MOST_PARTS else pairs or [("", "")]
     if which.state is None or which.state is RunState.SUCCEEDED:
         return None
     # Each step of the recursion jumps to the next flow of the index.
@@ -128,3 +141,13 @@ def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, st
     if not 0 < len(flows) <= _MOST_PARTS:
         return None if flows else [(which.state.value, "")]
     return [(which.state.value, row[0]) for row in flows]
+
+
+def _described(connection: apsw.Connection, which: Filter) -> Sequence[str]:
+    """Return the flows of an owner, with a tag."""
+    rows: list[Any] = connection.execute(
+        "SELECT r.flow FROM described_flows AS r WHERE (?1 IS NULL OR r.owner = ?1)"
+        " AND (?2 IS NULL OR EXISTS (SELECT 1 FROM json_each(r.tags) AS t WHERE t.value = ?2))",
+        (which.owner, which.tag),
+    ).fetchall()
+    return [flow for (flow,) in rows]

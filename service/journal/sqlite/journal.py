@@ -38,6 +38,7 @@ from turnout.service.journal.records import (
 from turnout.service.telemetry.metrics import Metrics
 
 from . import artefacts, breakers, operations
+from .alerting import Alerting
 from .append import Intake
 from .apply import Batch
 from .blobs import BlobStore, name_of
@@ -127,7 +128,9 @@ async def open_journal(
     return SqliteJournal(*parts, metrics)
 
 
-class SqliteJournal(Operating, Pruning, WindowWriting, GivingBack, QueueWriting, Suspension):
+class SqliteJournal(
+    Operating, Alerting, Pruning, WindowWriting, GivingBack, QueueWriting, Suspension
+):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 
     `last_written_at` is when the files were last changed before they were opened.

@@ -7,7 +7,7 @@ deleted (`retention`), and how much space there is (`disk_space`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ _READS = load("reads")
 class RunTotals:
     """Unfinished runs by state, and dead letters by flow: all, and those that are not undone."""
 
-    __slots__ = ("dead", "not_undone", "unfinished")
+    __slots__ = ("dead", "not_undone", "on_dead_letters", "unfinished")
 
     def __init__(self, connection: apsw.Connection) -> None:
         def read(name: str) -> dict[str, int]:
@@ -39,6 +39,7 @@ class RunTotals:
         self.unfinished = read("unfinished")
         self.dead = read("dead")
         self.not_undone = read("not_undone")
+        self.on_dead_letters: Callable[[], object] | None = None
 
     def add(self, counters: RunCounters) -> None:
         """Add the changes of a commit, in the same step of the loop that wakes its callers."""
@@ -46,6 +47,8 @@ class RunTotals:
             self.unfinished[state] = self.unfinished.get(state, 0) + change
         if counters.dead:
             _add(self.dead, counters.dead)
+            if self.on_dead_letters is not None:
+                self.on_dead_letters()
         if counters.not_undone:
             _add(self.not_undone, counters.not_undone)
 

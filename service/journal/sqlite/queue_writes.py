@@ -12,6 +12,7 @@ from turnout.service.domain.run import Keys, Run, RunError
 from turnout.service.journal.records import Decision, Queued, Rescued
 
 from . import classes, rescue, run_keys
+from .append import Intake
 from .calls import Calls
 from .counters import RunCounters
 from .runs import SUSPENDED, queued_from
@@ -24,6 +25,8 @@ _READS = load("reads")
 
 class QueueWriting(Calls):
     """Changes queued runs, and reads what must be read in its turn among the writes."""
+
+    _intake: Intake
 
     async def skip(self, made: Mapping[int, Decision], *, now: datetime) -> list[Run]:
         """End queued runs that were never claimed as `skipped`, each by a decision; by seq."""
@@ -49,9 +52,10 @@ class QueueWriting(Calls):
 
     async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
         """Make a dead letter of a run that does not run; False if it does, or has ended."""
+        failures = self._intake.failures
         failed: bool = await self._call(
             lambda connection, counters: rescue.fail_queued(
-                connection, counters, run_seq, error, now
+                connection, counters, failures, run_seq, error, now
             )
         )
         return failed

@@ -31,6 +31,7 @@ from turnout.service.journal.records import (
 )
 
 from . import artefacts, cache, flow_state
+from .alert_reads import AlertReading
 from .columns import selected
 from .event_reads import EventReading
 from .examine import CHECKS
@@ -80,7 +81,7 @@ async def open_reader(folder: Path) -> SqliteReader:
     return reader
 
 
-class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading):
+class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading, AlertReading):
     """Implements `Reads`: what may be read with the service running or down."""
 
     # ---------------------------------------------------------------- runs

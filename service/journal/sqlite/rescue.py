@@ -16,7 +16,8 @@ from turnout.service.domain.errors import Refused
 from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
-from . import flow_state, operations, overrides, pauses, run_keys, starts, waits
+from . import alerts, flow_state, operations, overrides, pauses, run_keys, starts, waits
+from .alerts import FailureCounts
 from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
 from .statements import load
@@ -71,6 +72,7 @@ def fail_orphaned_runs(
 def fail_queued(
     connection: apsw.Connection,
     counters: RunCounters,
+    failures: FailureCounts,
     seq: int,
     error: RunError,
     now: datetime,
@@ -84,6 +86,7 @@ def fail_queued(
     counters.move(state, RunState.FAILED)
     if not was_dead:
         counters.add_dead_letters(flow)
+        failures.failed(flow, error, run_id, micros(now))
     if undoes and not (was_dead and had_failed):
         counters.add_not_undone(flow)
     return True
@@ -128,6 +131,7 @@ def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, na
     connection.execute(_CONDITIONS["rename_unique"], (was, name))
     pauses.rename_flow(connection, was, name)
     overrides.rename_flow(connection, was, name)
+    alerts.rename_flow(connection, was, name)
     connection.execute(_WINDOWS["rename"], (was, name))
     connection.execute(_WINDOWS["rename_opened"], (opened_mark(was), opened_mark(name)))
     if dead:
