@@ -19,6 +19,7 @@ from turnout.service.project import AnyFlow
 
 from .clock import Clock
 from .service import Result, Service, serve
+from .told import Told
 from .windows import Pending
 
 
@@ -33,6 +34,11 @@ class Bench:
     def clock(self) -> Clock:
         """The virtual clock."""
         return self._service.clock
+
+    @property
+    def alerts(self) -> list[Told]:
+        """What people would have been told; see `Service.alerts`."""
+        return self._service.alerts
 
     def run(self, flow: AnyFlow, json: Any = None, *, crash_at: int | None = None) -> Result:
         """Run a flow to its end; see `Service.run`."""
