@@ -136,12 +136,13 @@ class VirtualWindow:
         """Whether a real window with the same settings tells when this one closes."""
         return self.past is not None and self.past.settings == self.settings
 
-    def closes_by_hand(self, at: int) -> bool:
-        """Whether an operator closes it at an instant."""
+    @property
+    def closed_by_hand_at(self) -> int | None:
+        """When an operator closes it, if one does."""
         past = self.past
-        if past is None or past.closed_at is None or not self.follows:
-            return False
-        return past.by_hand and micros(past.closed_at) == at
+        if past is None or past.closed_at is None or not (past.by_hand and self.follows):
+            return None
+        return micros(past.closed_at)
 
     @property
     def is_dropped(self) -> bool:
@@ -262,13 +263,14 @@ class VirtualWindows:
         at = self.next_at()
         if at is None:
             return None
-        past = self._due[0][2].past
-        return past.seq if past is not None and self._due[0][2].closes_by_hand(at) else None
+        window = self._due[0][2]
+        return window.past.seq if window.past and window.closed_by_hand_at == at else None
 
     def close_next(self) -> None:
         """Close the window that is due next, as its rule says, or as an operator did."""
         at, _, window = heapq.heappop(self._due)
-        if window.closes_by_hand(at):
+        by_hand_at = window.closed_by_hand_at
+        if by_hand_at == at:
             del self._open[window.key]
             outcome = Reason.DROPPED if window.is_dropped else "fired"
             self._ends.closed(window, outcome, at, "an operator has closed the window")
@@ -276,7 +278,12 @@ class VirtualWindows:
         if window.settings.kind == "absent" and not window.follows:
             self.not_told += 1
         self._look_whether_put_off(window, at)
-        self._apply(window, RULES[window.settings.kind].due(window.settings, window.view(), at), at)
+        steps = RULES[window.settings.kind].due(window.settings, window.view(), at)
+        if by_hand_at is not None and isinstance(steps[0], Expire):
+            window.due_at = by_hand_at  # the real one had not looked yet: it looks seldom
+            self._opened(window)
+            return
+        self._apply(window, steps, at)
 
     def end(self, at: int) -> Sequence[VirtualWindow]:
         """Return the windows that are open at the end of the period."""
