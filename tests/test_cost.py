@@ -228,6 +228,7 @@ ROW = "INSERT INTO paused (name, since) VALUES (hex(randomblob(8)), 0)"
     ],
     ids=["statement", "row", "commit", "task", "hop"],
 )
+@pytest.mark.slow
 def test_one_thing_more_for_each_event_is_noticed(tmp_path: Path, extra: str, dearer: str) -> None:
     with counted(tmp_path, extra=extra) as program:
         found = costs(program, "/queued", stays=True)

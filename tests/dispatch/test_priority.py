@@ -192,6 +192,7 @@ async def backlog(service: Running, count: int) -> None:
         await service.emitter(events)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_urgent_runs_wait_a_second_at_most_behind_a_backlog(
     tmp_path: Path, full: bool, say: Say

@@ -150,6 +150,7 @@ async def history(seed: int, folder: Path) -> Model:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_random_redeliveries_are_what_a_dictionary_says(
     tmp_path: Path, full: bool, say: Say

@@ -364,7 +364,7 @@ class JournalMachine(RuleBasedStateMachine):
         assert self.do(self.journal.positions("t")) == self.positions
 
 
-TestJournalCrashes = JournalMachine.TestCase
+TestJournalCrashes = pytest.mark.slow(JournalMachine.TestCase)
 TestJournalCrashes.settings = settings(
     max_examples=25,
     stateful_step_count=30,

@@ -178,6 +178,7 @@ def killed_at(data: Path, statement: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_kill_at_any_statement_of_an_upgrade_loses_nothing(tmp_path: Path) -> None:
     source = OLD[0]

@@ -478,6 +478,7 @@ def _write_costs(folder: Path) -> dict[str, int]:
     return costs
 
 
+@pytest.mark.slow
 async def test_nothing_costs_more_beside_a_backlog(tmp_path: Path) -> None:
     small = await _costs(tmp_path / "small", 20)
     large = await _costs(tmp_path / "large", 1000)

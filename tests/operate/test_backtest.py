@@ -176,6 +176,7 @@ async def operate(service: Service, dice: random.Random) -> None:
     await quiet(service)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_of_unchanged_code_it_says_exactly_what_happened(seed: int, full: bool) -> None:
     dice = random.Random(seed)

@@ -236,6 +236,7 @@ async def until_gone(file: Path) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_an_endless_loop_ends_at_its_timeout_with_all_it_started(
     pools: Pools, tmp_path: Path
 ) -> None:
@@ -247,6 +248,7 @@ async def test_an_endless_loop_ends_at_its_timeout_with_all_it_started(
     pools.close()
 
 
+@pytest.mark.slow
 async def test_a_segmentation_fault_is_named_and_leaves_nothing_behind(
     pools: Pools, tmp_path: Path
 ) -> None:
@@ -276,6 +278,7 @@ def of_bytes(mebibytes: int) -> bytes:
     return bytes(mebibytes * 2**20)
 
 
+@pytest.mark.slow
 async def test_a_worker_has_so_much_memory_and_no_more() -> None:
     pools = Pools(1, 1, process_memory=256 * 2**20)
     first = await process(pools, pid)
@@ -297,6 +300,7 @@ async def test_the_kernel_takes_a_worker_before_the_service(pools: Pools) -> Non
     pools.close()
 
 
+@pytest.mark.slow
 async def test_a_worker_is_replaced_after_so_many_calls() -> None:
     pools = Pools(1, 1, process_calls=2)
     seen = [await process(pools, pid) for _ in range(4)]

@@ -79,6 +79,7 @@ async def test_a_chain_without_end_is_ended(tmp_path: Path) -> None:
     assert run.error is not None and "is it a cycle?" in run.error.message
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_a_wide_map_costs_each_child_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -205,6 +205,7 @@ async def test_an_error_the_flow_caught_is_undone_too(tmp_path: Path) -> None:
     assert (await fail(tmp_path, goes_on))[2:] == ["release flight 1 None"]
 
 
+@pytest.mark.slow
 async def test_in_every_pool_and_from_a_def_flow(tmp_path: Path) -> None:
     @flow
     def threaded() -> None:

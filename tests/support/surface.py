@@ -12,6 +12,7 @@ import inspect
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_overloads
@@ -115,6 +116,7 @@ _LEVELS = {"debug", "info", "warning", "error", "exception"}
 LOG_EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
+@cache
 def log_events() -> str:
     """Return each log event with its level and its fields; `…` are fields chosen at run time."""
     lines: set[str] = set()

