@@ -42,7 +42,9 @@ SYSTEMS = {
     "called": ("test_call_turnout.py", "test_orchestrators.py"),
     "celery": ("test_celery.py",),
     "celery-beat": ("test_coming_from.py",),
+    "clouds": ("test_infrastructure.py",),
     "dagster": ("test_orchestrators.py",),
+    "data": ("test_data_hand_offs.py",),
     "prefect": ("test_coming_from.py", "test_orchestrators.py"),
     "schedule": ("test_coming_from.py",),
 }

@@ -135,10 +135,15 @@ def passes_its_tests(folder: Path, env: Mapping[str, str] | None = None, behind:
 
 
 ELSEWHERE = {
+    "aws_machines": "clients",
+    "backup": "clients",
     "celery_orders": "celery",
+    "kubernetes_scale": "clients",
     "notice": "browser",
     "on_call": "langchain",
     "prices": "browser",
+    "readings": "data",
+    "sftp_drop": "clients",
 }
 """By example that needs what the tests do not have: the environment that has it."""
 

@@ -2,7 +2,7 @@
 
 A daily report, a flow whose data decides its way, and several sources into several places: on
 failing services, at crashes, over restarts and with changed code. S2 and S4 are samples of
-`handlers/coming_from/PREFECT.md`; `test_coming_from.py` has the others.
+`handlers/coming_from/PREFECT.md`, S11 is the one over data; `test_coming_from.py` has others.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ async def run_pipeline(file: Path) -> Any:
         return result
 
 
-async def test_sources_are_read_at_once_and_every_place_holds_all(
+async def test_s11_sources_are_read_at_once_and_every_place_holds_all(
     web: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("read_csv", "read_json", "read_sql"):
@@ -316,7 +316,7 @@ def slowed(read: Any) -> Any:
     return slow
 
 
-async def test_no_rows_fail_the_run_at_once_and_load_nothing(web: Stub, tmp_path: Path) -> None:
+async def test_s11_no_rows_fail_the_run_at_once_and_load_nothing(web: Stub, tmp_path: Path) -> None:
     file = await asyncio.to_thread(pipeline, web, tmp_path)
     (tmp_path / "rows.csv").write_text("id,amount\n")
     result = await run_pipeline(file)
@@ -326,7 +326,7 @@ async def test_no_rows_fail_the_run_at_once_and_load_nothing(web: Stub, tmp_path
 
 
 @pytest.mark.parametrize(("rows", "good"), [(10, False), (11, True)])
-async def test_less_than_a_tenth_of_the_rows_may_lack_a_field(
+async def test_s11_less_than_a_tenth_of_the_rows_may_lack_a_field(
     web: Stub, tmp_path: Path, rows: int, good: bool
 ) -> None:
     file = await asyncio.to_thread(pipeline, web, tmp_path)
@@ -339,7 +339,7 @@ async def test_less_than_a_tenth_of_the_rows_may_lack_a_field(
         assert result.error.message == f"Too many empty fields: 1 in {rows} rows"
 
 
-async def test_a_place_that_is_down_is_tried_again_by_itself(
+async def test_s11_a_place_that_is_down_is_tried_again_by_itself(
     web: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await asyncio.to_thread(pipeline, web, tmp_path)
@@ -360,7 +360,7 @@ async def test_a_place_that_is_down_is_tried_again_by_itself(
 
 
 @pytest.mark.timeout(60)
-def test_a_crash_between_the_loads_leaves_all_in_each(web: Stub, tmp_path: Path) -> None:
+def test_s11_a_crash_between_the_loads_leaves_all_in_each(web: Stub, tmp_path: Path) -> None:
     sabotage = (
         "import duckdb\nhonest = duckdb.DuckDBPyRelation.write_parquet\n"
         "def write_parquet(*args, **kwargs):\n"
@@ -406,21 +406,27 @@ def test_a_frame_comes_back_as_it_was_after_a_crash() -> None:
     assert result.result == ["datetime64[ns]", "category", "Int64", "True"]
 
 
-def test_rules_hold_in_optimised_python_too(web: Stub, tmp_path: Path) -> None:
+def test_s11_rules_hold_in_optimised_python_too(web: Stub, tmp_path: Path) -> None:
     file = pipeline(web, tmp_path)
     (tmp_path / "rows.csv").write_text("id,amount\n")
     code = (
-        "import sys; from pathlib import Path\n"
+        "import asyncio, sys; from pathlib import Path\n"
         "from turnout.service.project.loader import load_file\n"
-        "from turnout.testing import run\n"
+        "from turnout.testing import file_event, serve\n"
+        "assert False, 'it is not optimised'\n"
         "etl = load_file(Path(sys.argv[1])).etl\n"
-        "etl.function(Path(sys.argv[2]))"
+        "async def main():\n"
+        "    async with serve(etl) as service:\n"
+        "        (run,) = await service.emit(file_event(etl, Path(sys.argv[2])))\n"
+        "    print(run.attempts, run.error.message, list(run.steps))\n"
+        "asyncio.run(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-O", "-c", code, str(EXAMPLES / "data" / "etl.py"), str(file)],
-        env={**os.environ},
+        [sys.executable, "-c", code, str(EXAMPLES / "data" / "etl.py"), str(file)],
+        env={**os.environ, "PYTHONOPTIMIZE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "Data cannot be empty" in done.stderr
+    assert done.stdout.startswith("1 Data cannot be empty ['extract.map#1"), done.stderr
+    assert "load" not in done.stdout and not (tmp_path / "all.duckdb").exists()

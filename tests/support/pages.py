@@ -41,6 +41,8 @@ PAGES = tuple(
         "handlers/ALERTS.md",
         "handlers/HAND_OFFS.md",
         "handlers/examples/README.md",
+        "handlers/INFRASTRUCTURE.md",
+        "handlers/DATA.md",
         "handlers/coming_from/SCHEDULE.md",
         "handlers/coming_from/CELERY_BEAT.md",
         "handlers/coming_from/AIRFLOW.md",
@@ -327,6 +329,17 @@ WRITERS: Mapping[str, Callable[[], str]] = {
         for name, system in _SYSTEMS.items()
     },
     "handlers/examples": examples_tables,
+    "handlers/examples/systems/kubernetes_scale.py": lambda: example(
+        "systems/kubernetes_scale.py", "clouds"
+    ),
+    "handlers/examples/systems/aws_machines.py": lambda: example(
+        "systems/aws_machines.py", "clouds"
+    ),
+    "handlers/examples/systems/autoscale.py": lambda: example("systems/autoscale.py", "clouds"),
+    "handlers/examples/systems/backup.py": lambda: example("systems/backup.py", "data"),
+    "handlers/examples/systems/sftp_drop.py": lambda: example("systems/sftp_drop.py", "data"),
+    "handlers/examples/data/readings.py": lambda: example("data/readings.py", "data"),
+    "handlers/examples/data/etl.py": lambda: example("data/etl.py"),
     "handlers/examples/data/sales_report.py": lambda: example("data/sales_report.py"),
     "handlers/examples/dynamic.py": lambda: example("dynamic.py"),
     "handlers/flow.py": lambda: options_table("flow"),

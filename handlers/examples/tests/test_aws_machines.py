@@ -1,0 +1,60 @@
+"""An EC2 that remembers the tags of its machines, and loses one when it is told to."""
+
+import unittest
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from unittest.mock import patch
+
+import aws_machines
+
+from turnout.testing import run
+
+WANTED = {"image": "ami-1", "least": 2, "most": 2}
+
+
+class Ec2:
+    """What the flow uses of a client."""
+
+    def __init__(self, lost: int | None = None) -> None:
+        self.states: list[str] = []
+        self.lost = lost
+
+    async def describe_instances(self, Filters: Any = None, InstanceIds: Any = None) -> Any:
+        if InstanceIds and self.lost is not None:
+            self.states[self.lost] = "terminated"
+        wanted = ["terminated", "running"] if InstanceIds else ["running"]
+        found = [
+            {"InstanceId": str(number), "State": {"Name": state}}
+            for number, state in enumerate(self.states)
+            if state in wanted
+        ]
+        return {"Reservations": [{"Instances": found}]}
+
+    async def run_instances(self, MinCount: int, **_: Any) -> Any:
+        self.states += ["running"] * MinCount
+        return {"Instances": [{"InstanceId": str(n)} for n in range(len(self.states))]}
+
+    async def terminate_instances(self, InstanceIds: list[str]) -> None:
+        for each in InstanceIds:
+            self.states[int(each)] = "terminated"
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["Ec2"]:
+        yield self
+
+
+class AwsMachines(unittest.TestCase):
+    def test_a_crash_starts_no_more(self) -> None:
+        ec2 = Ec2()
+        with patch.object(aws_machines, "ec2", ec2.opened):
+            result = run(aws_machines.start_machines, WANTED, crash_at=2)
+        self.assertEqual((result.result, result.crashes), (["0", "1"], 1))
+        self.assertEqual(ec2.states, ["running"] * 2)
+
+    def test_where_one_is_lost_the_others_are_ended(self) -> None:
+        ec2 = Ec2(lost=0)
+        with patch.object(aws_machines, "ec2", ec2.opened):
+            result = run(aws_machines.start_machines, WANTED)
+        self.assertEqual((result.state, result.undo), ("failed", "done"))
+        self.assertEqual(ec2.states, ["terminated"] * 2)
