@@ -199,7 +199,8 @@ def check(effects: dict[str, list[str]], boundary: str) -> None:
 def backed_up(it: Backup, run: dict[str, Any]) -> None:
     """The new backup is there, can be restored, and the oldest has gone; nothing else is left."""
     assert run["state"] == "succeeded", run["error"]
-    assert run["result"]["rows"] == 3 and run["result"]["removed"] == OLD[:1]
+    assert run["result"]["rows"] == 3
+    assert run["result"]["removed"] in (OLD[:1], [])  # a prune that runs again finds none
     new = run["result"]["name"]
     assert it.cloud.names("backups") == [*OLD[1:], new]
     headers, _ = it.cloud.s3(f"backups/{new}", method="HEAD")
