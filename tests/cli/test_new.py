@@ -137,6 +137,8 @@ def passes_its_tests(folder: Path, env: Mapping[str, str] | None = None, behind:
 ELSEWHERE = {
     "aws_machines": "clients",
     "backup": "clients",
+    "automl": "h2o",
+    "leaderboard": "autogluon",
     "celery_orders": "celery",
     "kubernetes_scale": "clients",
     "notice": "browser",
@@ -171,7 +173,11 @@ def test_every_example_is_tested_somewhere_and_says_what_it_needs() -> None:
         assert {PACKAGES.get(each, each) for each in imported(source)} - CORE == needed, name
 
 
-PACKAGES = {"langchain_openai": "langchain-openai", "langchain_core": "langchain"}
+PACKAGES = {
+    "autogluon": "autogluon.tabular",
+    "langchain_openai": "langchain-openai",
+    "langchain_core": "langchain",
+}
 """By module: the package that has it, where that is called otherwise."""
 
 CORE = {"httpx", "pydantic", "turnout", *sys.stdlib_module_names}
