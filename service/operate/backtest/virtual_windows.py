@@ -144,6 +144,11 @@ class VirtualWindow:
             return None
         return micros(past.closed_at)
 
+    def lost_members_at(self, at: int) -> bool:
+        """Whether members had left the real window before an operator closed it at an instant."""
+        is_due = self.due_at is not None and self.due_at <= at
+        return is_due and self.past is not None and len(self.members) > self.past.members
+
     @property
     def is_dropped(self) -> bool:
         """Whether an operator closes it without a run."""
@@ -270,7 +275,7 @@ class VirtualWindows:
         """Close the window that is due next, as its rule says, or as an operator did."""
         at, _, window = heapq.heappop(self._due)
         by_hand_at = window.closed_by_hand_at
-        if by_hand_at == at:
+        if by_hand_at == at and not window.lost_members_at(at):
             del self._open[window.key]
             outcome = Reason.DROPPED if window.is_dropped else "fired"
             self._ends.closed(window, outcome, at, "an operator has closed the window")
