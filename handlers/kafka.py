@@ -253,7 +253,7 @@ def _text(key: str | bytes | None) -> bytes | None:
 def _headers(context: RunContext, given: Headers) -> list[tuple[str, bytes]]:
     """Return the author's headers, after those that say where the record comes from."""
     event = context.event
-    sent = event.trace
+    sent = context.trace
     sent[HOPS] = str(event.hops + 1)
     sent["turnout-key"] = context.key("kafka.publish")
     listed = list(given.items() if isinstance(given, Mapping) else given)

@@ -263,6 +263,7 @@ _THROUGH: Mapping[str, tuple[str, ...]] = {
             "event",
             "attempt",
             "tenant",
+            "trace",
             "log",
             "cancelled",
             "key",

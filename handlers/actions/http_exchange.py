@@ -23,6 +23,7 @@ from turnout.service.client.outbound import (
 from turnout.service.governance import secrets
 from turnout.service.governance.secrets import Secret
 from turnout.service.steps.artefacts import Artefact, Attaching
+from turnout.service.steps.context import current
 from turnout.service.steps.recorded_arguments import ShownShort
 
 from .http_response import HttpError, HttpRefused, HttpResponse
@@ -73,6 +74,8 @@ async def exchanged(url: str | Secret, request: Request, key: str) -> HttpRespon
     headers = {name: _header(name, value) for name, value in request.headers.items()}
     if request.method not in _WITHOUT_KEY and "idempotency-key" not in map(str.lower, headers):
         headers["Idempotency-Key"] = key
+    given = {name.lower() for name in headers}
+    headers |= {name: text for name, text in current().trace.items() if name not in given}
     outgoing = Outgoing(
         method=request.method,
         url=address,

@@ -55,6 +55,7 @@ from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
+from .run_spans import RunSpans
 from .scrape import Scrape
 
 log = get_logger("turnout")
@@ -99,6 +100,7 @@ class Process:
         sleep: Sleep = asyncio.sleep,
         dry_run: DryRun | None = None,
         deliver: Deliver = deliver,
+        run_spans: RunSpans | None = None,
     ) -> None:
         self.settings = settings
         self.project = project
@@ -123,7 +125,9 @@ class Process:
         executor = Executor(
             journal, self.pools, self.resources, settings, metrics,
             now=now, wall=wall, sleep=sleep, dry_run=dry_run,
+            tracer=None if run_spans is None else run_spans.tracer,
         )  # fmt: skip
+        self._run_spans = run_spans
         self.dispatcher = Dispatcher(
             journal,
             executor,
@@ -322,6 +326,8 @@ class Process:
         await ready.wait()
         self.windows.recheck()
         self.alerts.recheck()
+        if self._run_spans is not None:
+            self._tasks.create_task(self._run_spans.run())
 
     def apply(self, project: Project) -> None:
         """Serve a project; triggers that it changes or adds get new emitters."""
@@ -447,6 +453,8 @@ class Process:
         self.overrides.close()
         self.waiters.close()
         self.pools.close()
+        if self._run_spans is not None:
+            self._run_spans.stop()
         return stuck
 
 

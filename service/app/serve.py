@@ -36,6 +36,7 @@ from .blocked_loop import watch_loop
 from .process import Process
 from .reload import reload_files, warn_of
 from .requests import on_signals, reload_on_change
+from .run_spans import RunSpans, open_tracing
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
 log = get_logger("turnout")
@@ -57,6 +58,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     project = load(flow_paths)
     warn_of(project)
     check_exposure(project.triggers.values(), settings.host)
+    tracing = open_tracing(os.environ)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         journal = await open_journal(
@@ -73,8 +75,9 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
         try:
             async with asyncio.TaskGroup() as tasks:
                 process = Process(
-                    settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall
-                )
+                    settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall,
+                    run_spans=None if tracing is None else RunSpans(journal, *tracing),
+                )  # fmt: skip
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, clock, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:

@@ -23,6 +23,7 @@ from turnout.service.journal.contract import Work, Writable
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
 from turnout.service.steps.attempt_state import AttemptState
+from turnout.service.steps.tracing import trace_attempt
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.meters import Counter, Histogram, observe_together
 from turnout.service.telemetry.metrics import Metrics
@@ -256,7 +257,12 @@ class Attempts:
                 if self._running.get(run.claim.run_id) is attempt:
                     del self._running[run.claim.run_id]
                 self._gates.attempt_ended(attempt.entered, run, flow, recorded)
-            self._observe(attempt, final.state, started_at, ended_at or self._now())
+            ended_at = ended_at or self._now()
+            self._observe(attempt, final.state, started_at, ended_at)
+            if self._executor.tracer is not None:
+                trace_attempt(
+                    self._executor.tracer, run, attempt.state, final, started_at, ended_at
+                )
             await self._ended(run, final, attempt.state)
         except asyncio.CancelledError:
             raise

@@ -48,6 +48,7 @@ from turnout.service.steps.services import RunHost, Services, Sleep
 from turnout.service.steps.suspension import Suspend
 from turnout.service.steps.wait import close_left
 from turnout.service.telemetry.metrics import Metrics
+from turnout.service.telemetry.traces import Tracer
 
 from .dependency_outcome import dependency_outcome
 from .file_check import FILE_TYPES, check_file_unchanged
@@ -68,19 +69,26 @@ class Executor:
         wall: Callable[[], datetime] | None = None,
         sleep: Sleep = asyncio.sleep,
         dry_run: DryRun | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._pools = pools
         self._resources = resources
         self._settings = settings
         self._now = now
         self._services = Services(
-            journal, pools, settings, metrics, now, wall or now, resources, sleep, dry_run=dry_run
-        )
+            journal, pools, settings, metrics, now, wall or now, resources, sleep,
+            dry_run=dry_run, tracer=tracer,
+        )  # fmt: skip
 
     @property
     def grace(self) -> timedelta:
         """How long the code of a cancelled attempt has to end."""
         return self._settings.grace
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """What makes the spans of attempts and steps; None where nothing is traced."""
+        return self._services.tracer
 
     def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""

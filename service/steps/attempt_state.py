@@ -6,10 +6,13 @@ the run was claimed with (`ClaimedRun`), which stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from turnout.service.journal.records import ClaimedRun
+
+if TYPE_CHECKING:
+    from turnout.service.telemetry.traces import RunTrace
 
 
 class AttemptState:
@@ -19,10 +22,13 @@ class AttemptState:
     records, noted where an attempt may follow that keeps the others. `progress` is for the next
     attempt, which may not get it. `handed_back`: the attempt starts no more steps. `probes` are the
     dependencies for which the attempt goes alone, to find out whether they are back: if they are
-    not, it is not spent.
+    not, it is not spent. `trace` is made at the first use; in a worker process `called_trace` is
+    what the step there hands on.
     """
 
-    __slots__ = ("changed", "handed_back", "has_waits", "probes", "progress")
+    __slots__ = (
+        "called_trace", "changed", "handed_back", "has_waits", "probes", "progress", "trace",
+    )  # fmt: skip
 
     def __init__(self, run: ClaimedRun) -> None:
         self.has_waits = run.has_waits
@@ -30,3 +36,5 @@ class AttemptState:
         self.progress: dict[str, Any] = dict(run.progress)
         self.handed_back = False
         self.probes: Collection[str] = ()
+        self.trace: RunTrace | None = None
+        self.called_trace: Mapping[str, str] | None = None

@@ -35,6 +35,7 @@ from .scope import Scope, here
 from .services import LeavesOut
 from .step import StepCall
 from .suspension import Suspend, suspend_with
+from .tracing import caused_by
 from .unawaited import to_await
 
 
@@ -240,7 +241,7 @@ async def _start(call: StepCall, flow: Flow[..., Any], race: str | None) -> Step
         time=call.services.now(),
         trigger=f"flow:{run.flow}",
         tenant=cause.tenant,
-        extensions=cause.trace | dict(made.extensions),
+        extensions=caused_by(call.context) | dict(made.extensions),
         hops=cause.hops + 1,
         minted=True,
     )

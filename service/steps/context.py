@@ -12,6 +12,7 @@ from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,7 @@ from .flow_state import State
 from .history import EarlierRun, history
 from .scope import Scope, close_root, current_scope, here, open_root, root_path
 from .services import Services
+from .tracing import called_by, log_fields
 from .unawaited import PendingCalls
 from .undo import Undo
 
@@ -116,7 +118,10 @@ class RunContext:
         self.over: tuple[str, ...] = ()  # key prefixes of branches whose error is recorded
         self.undos: dict[str, Undo] = {}  # what this attempt registered, by key
         self._backoffs: Backoffs | None = None  # made with the first branch or backoff
-        self._log = logs.RunLog(run.log_fields)
+        tracer = None if services is None else services.tracer
+        self._log = logs.RunLog(
+            run.log_fields if tracer is None else partial(log_fields, tracer, run, state)
+        )
 
     @property
     def run(self) -> RunView:
@@ -138,6 +143,15 @@ class RunContext:
     def tenant(self) -> str:
         """Whose event it is."""
         return self.claimed.event.tenant
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The W3C trace context to send along with a call of your own: `traceparent` and so on.
+
+        It names the span of the running step, so that what is called shows under it; `http` and
+        `kafka.publish` send it by themselves. Where nothing is traced it is that of the event.
+        """
+        return called_by(self)
 
     @property
     def log(self) -> logs.Logger:
@@ -405,12 +419,18 @@ def _snapshot() -> tuple[worker.Restore, tuple[Any, ...]] | None:
     scope = current_scope.get()
     if scope is None:
         return None
-    run = replace(scope.context.claimed, arguments=None, recorded={}, ended={}, progress={})
-    return _restore, (run, scope.path, scope.step)
+    context = scope.context
+    run = replace(context.claimed, arguments=None, recorded={}, ended={}, progress={})
+    is_traced = context.services is not None and context.services.tracer is not None
+    return _restore, (run, scope.path, scope.step, called_by(context) if is_traced else None)
 
 
-def _restore(run: ClaimedRun, path: str, step: str | None) -> Callable[[], None]:
-    scope = Scope(RunContext(run, AttemptState(run), None), path, step=step)
+def _restore(
+    run: ClaimedRun, path: str, step: str | None, trace: Mapping[str, str] | None
+) -> Callable[[], None]:
+    state = AttemptState(run)
+    state.called_trace = trace
+    scope = Scope(RunContext(run, state, None), path, step=step)
     current_scope.set(scope)
     return scope.refuse_left
 

@@ -25,6 +25,7 @@ from . import codec
 from .durable_wait import host_of, scope_for
 from .recording import durable, store
 from .step import StepCall
+from .tracing import caused_by, trace_emit
 from .unawaited import to_await
 
 EMITTED = "emit"
@@ -101,7 +102,7 @@ async def _emit(
         body=NO_BODY if data is NO_BODY else _data(call, data),
         trigger=EMITTED,
         tenant=cause.tenant,
-        extensions=cause.trace,
+        extensions=caused_by(call.context),
         hops=cause.hops + 1,
         minted=event_id is None,
         specversion="1.0",
@@ -116,6 +117,8 @@ async def _emit(
     except (Fail, TooManyRuns) as error:
         await store(call.context, call.failed(error))
         raise call.delivered() from None
+    if call.services.tracer is not None:
+        trace_emit(call.context, record, event_type, event.id)
     return event.id
 
 

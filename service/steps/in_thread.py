@@ -12,7 +12,7 @@ from turnout.service import pools
 from turnout.service.domain.errors import FOREIGN, as_exception
 
 from .cache import use_cache
-from .recording import store, write_marks
+from .recording import write_marks
 from .scope import inside
 from .step import StepCall, give_up, perform, until_its_turn
 
@@ -42,7 +42,7 @@ def _perform(call: StepCall) -> Any:
         if call.not_before is not None or call.task.limit is not None:
             _wait_for_turn(call)
         call.begin()
-        step_scope = inside(call.scope, call.key)
+        step_scope = inside(call.scope, call.key, call.tries)
         try:
             with step_scope:
                 value = _work(call)
@@ -54,7 +54,7 @@ def _perform(call: StepCall) -> Any:
             failure = as_exception(error)
             delay = call.next_try(failure, step_scope)
         else:
-            pools.on_loop(store(call.context, record, step_scope.attached))
+            pools.on_loop(call.store(record, step_scope.attached))
             return value
         finally:
             step_scope.discard_attached()
@@ -62,7 +62,7 @@ def _perform(call: StepCall) -> Any:
                 pools.call_soon(call.leave_slot)
         if delay is None:
             return pools.on_loop(give_up(call, failure))
-        pools.on_loop(store(call.context, call.failed(failure, again_in=delay)))
+        pools.on_loop(call.store(call.failed(failure, again_in=delay)))
 
 
 def _wait_for_turn(call: StepCall) -> None:

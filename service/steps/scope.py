@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Scope:
-    """Counts the steps of a flow or a branch; `step` is the key of the step it is inside of."""
+    """Counts the steps of a flow or a branch; `step` is the key of the step it is inside of.
+
+    `tries` is the number of the step's try.
+    """
 
     __slots__ = (
         "_owner",
@@ -45,12 +48,16 @@ class Scope:
         "pending_calls",
         "step",
         "suspended",
+        "tries",
     )
 
-    def __init__(self, context: RunContext, path: str, *, step: str | None = None) -> None:
+    def __init__(
+        self, context: RunContext, path: str, *, step: str | None = None, tries: int = 0
+    ) -> None:
         self.context = context
         self.path = path
         self.step = step
+        self.tries = tries
         task = pools.caller() if step is None else None
         self._owner = None if task is None else weakref.ref(task)  # weak: the task holds this
         self.pending_calls: PendingCalls | None = None  # inside a step
@@ -166,9 +173,12 @@ def enter(scope: Scope) -> Scope:
     return scope
 
 
-def inside(scope: Scope, key: str) -> Scope:
-    """Run a `with` body as the step `key`: tasks called in it are part of the step."""
-    return Scope(scope.context, scope.path, step=key)
+def inside(scope: Scope, key: str, tries: int = 0) -> Scope:
+    """Run a `with` body as the step `key`: tasks called in it are part of the step.
+
+    `tries` is the number of its try, 0 where nothing is tried.
+    """
+    return Scope(scope.context, scope.path, step=key, tries=tries)
 
 
 def _step_here() -> str | None:

@@ -19,6 +19,7 @@ from turnout.service.pools import Pools
 if TYPE_CHECKING:  # flow files import this module; these two cost half their start-up time
     from turnout.service.settings import Settings
     from turnout.service.telemetry.metrics import Metrics
+    from turnout.service.telemetry.traces import Tracer
 
 Sleep = Callable[[float], Coroutine[Any, Any, None]]
 """How a step waits between its tries, in seconds; a test may replace it."""
@@ -30,7 +31,7 @@ class Services:
 
     `now` is the engine's time, and `wall` the wall clock, which others' dates mean. `named` are the
     limits that flows and tasks share, and `budgets` the periods of budgets, with where each was
-    declared first. In a `dry_run` only what reads is done.
+    declared first. In a `dry_run` only what reads is done. Without a `tracer` nothing is traced.
     """
 
     journal: Steps
@@ -45,6 +46,7 @@ class Services:
     named: NamedGates = field(default_factory=dict)
     budgets: dict[str, tuple[timedelta, str]] = field(default_factory=dict)
     dry_run: LeavesOut | None = None
+    tracer: Tracer | None = None
 
 
 class RunHost(Protocol):

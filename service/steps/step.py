@@ -51,6 +51,7 @@ from .recording import store, write_marks
 from .scope import Scope, current_scope, here, inside
 from .services import Services
 from .suspension import stop_if_over
+from .tracing import trace_step
 from .unawaited import to_await_in_flow
 
 log = get_logger("turnout")
@@ -331,10 +332,20 @@ class StepCall:
         """Take over what was attached in a scope, to be recorded with the end of the step."""
         self.attached, scope.attached, scope.is_over = scope.attached, None, True
 
+    async def store(self, record: StepRecord, attached: Attached | None = None) -> StepRecord:
+        """Record the end of a try, durably, with what it has `attached`; returns what is recorded.
+
+        A traced run tells of it then.
+        """
+        recorded = await store(self.context, record, attached)
+        if self.services.tracer is not None:
+            trace_step(self.context, record)
+        return recorded
+
     async def store_last(self, record: StepRecord) -> None:
         """Record the end of a step that has no tries left, with what the last one attached."""
         try:
-            await store(self.context, record, self.attached)
+            await self.store(record, self.attached)
         finally:
             if self.attached is not None:
                 self.attached.discard()
@@ -427,7 +438,7 @@ async def perform(call: StepCall) -> Any:
         call.begin()
         if refused is not None:
             return await give_up(call, refused)
-        step_scope = inside(call.scope, call.key)
+        step_scope = inside(call.scope, call.key, call.tries)
         outer = current_scope.set(step_scope)
         pools.steps += 1
         try:
@@ -439,7 +450,7 @@ async def perform(call: StepCall) -> Any:
             failure = as_exception(error)
             delay = call.next_try(failure, step_scope)
         else:
-            call.done = await store(call.context, record, step_scope.attached)
+            call.done = await call.store(record, step_scope.attached)
             return value
         finally:
             step_scope.discard_attached()
@@ -450,7 +461,7 @@ async def perform(call: StepCall) -> Any:
                 await step_scope.pending_calls.end(patiently=False)
         if delay is None:
             return await give_up(call, failure)
-        await store(call.context, call.failed(failure, again_in=delay))
+        await call.store(call.failed(failure, again_in=delay))
 
 
 async def until_its_turn(call: StepCall) -> Fail | None:
@@ -487,7 +498,7 @@ async def fallback_of(call: StepCall, failure: Exception) -> Any:
     task = call.task
     if not callable(task.fallback):
         return task.fallback
-    scope = inside(call.scope, call.key)
+    scope = inside(call.scope, call.key, call.tries)
     scope.attached, call.attached = call.attached, None
     with scope:
         try:

@@ -157,6 +157,17 @@ def test_unused_states_are_found_whatever_the_number_of_unfinished_runs(
     assert step in [str(row[3]) for row in rows], rows
 
 
+def test_the_runs_whose_span_is_owed_are_found_without_looking_at_others(
+    journal: apsw.Connection,
+) -> None:
+    text = load("traces")["owed"]
+    rows = journal.execute(f"EXPLAIN QUERY PLAN {text}", (None,) * values_of(text)).fetchall()
+    assert [row[3] for row in rows] == [
+        "SEARCH t USING COVERING INDEX traced_runs_owed (run_seq>?)",
+        "SEARCH r USING INTEGER PRIMARY KEY (rowid=?)",
+    ]
+
+
 def test_what_is_used_of_a_budget_is_added_up_from_its_index_alone(
     journal: apsw.Connection,
 ) -> None:

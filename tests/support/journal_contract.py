@@ -1058,6 +1058,34 @@ class JournalContract:
                 found[0].id
             ]
 
+    async def test_the_span_of_a_run_is_owed_until_it_was_sent(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            running, traced, other = [await start(journal) for _ in range(3)]
+            for claimed in (running, traced, traced):
+                await journal.owe_span(claimed.claim.run_seq)
+            await finish(journal, traced, ended(S.FAILED, error=RunError("OSError", "no")))
+            await finish(journal, other, ended())
+        async with self.open(tmp_path) as journal:
+            seq = traced.claim.run_seq
+            (owed,) = await journal.owed_spans(limit=9, links=9)
+            assert (owed.run.seq, owed.ends, owed.members) == (seq, 0, [])
+            assert (owed.event.id, owed.event.has_body) == (traced.event.id, False)
+            every = [each.claim.run_seq for each in (running, traced, other)]
+            assert await journal.owed_spans(every, limit=9, links=9) == [owed]
+            assert await journal.owed_spans(after=seq, limit=9, links=9) == []
+            await journal.sent_spans([owed.run])
+            assert await journal.owed_spans(every, limit=9, links=9) == []
+            await journal.retry(owed.run.id, None, now=at(2))
+            await journal.owe_span(seq)
+            assert await journal.owed_spans(limit=9, links=9) == []
+            (again,) = await journal.claim([seq], now=at(3))
+            await journal.sent_spans([owed.run])  # of its first end
+            await finish(journal, again, ended())
+            (owed,) = await journal.owed_spans(limit=9, links=9)
+            assert (owed.run.seq, owed.ends) == (seq, 2)
+            await journal.sent_spans([owed.run])
+            assert await journal.owed_spans(limit=9, links=9) == []
+
     async def test_a_budget_is_taken_from_with_its_step_or_not_at_all(self, tmp_path: Path) -> None:
         hour = timedelta(hours=1)
         async with self.open(tmp_path) as journal:

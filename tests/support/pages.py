@@ -25,6 +25,7 @@ from turnout.service.domain.run import FINISHED, TRANSITIONS
 from turnout.service.domain.units import format_duration
 from turnout.service.domain.waiting import Cause
 from turnout.service.settings import Settings
+from turnout.service.telemetry import trace_conventions
 from turnout.service.telemetry.metrics import Counts, Metrics
 
 from . import CHECKOUT, layers
@@ -135,6 +136,15 @@ def _default(name: str, value: Any) -> str:
 def metrics_table() -> str:
     """Return every metric with its labels, type and meaning."""
     return _table([("Metric", "Type", "Meaning"), *sorted(_metrics())])
+
+
+def spans_table() -> str:
+    """Return each kind of span with the attributes it may have."""
+    rows = [
+        (f"`{name}`", ", ".join(f"`{attribute}`" for attribute in attributes))
+        for name, attributes in trace_conventions.ON_SPANS.items()
+    ]
+    return _table([("Span", "Attributes"), *rows])
 
 
 def _metrics() -> Iterator[tuple[str, str, str]]:
@@ -352,6 +362,7 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "service/domain/waiting.py": causes_table,
     "service/settings.py": settings_table,
     "service/telemetry/metrics.py": metrics_table,
+    "service/telemetry/trace_conventions.py": spans_table,
     "service/cli": commands_table,
     "service/cli/fields.py": fields_tables,
 }

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, get_overloads
 
 from turnout._signatures import subject_of
+from turnout.service.telemetry import trace_conventions
 
 from . import CHECKOUT, pages
 from .documents import fields_of_documents
@@ -178,6 +179,15 @@ def metrics() -> str:
     return "\n".join(" ".join(row.replace("`", "").split(" | ")[:2])[2:] for row in rows) + "\n"
 
 
+def traces() -> str:
+    """Return each span with the attributes it may have."""
+    of_each = trace_conventions.ON_SPANS.items()
+    lines = [line for name, attributes in of_each for line in (name, *attributes)]
+    return "".join(
+        f"{line}\n" if line in trace_conventions.ON_SPANS else f"    {line}\n" for line in lines
+    )
+
+
 def json_fields() -> str:
     """Return the fields of every document of the HTTP API and of the commands."""
     with tempfile.TemporaryDirectory() as folder:
@@ -192,6 +202,7 @@ WRITERS: Mapping[str, Callable[[], str]] = {
     "signatures.txt": signatures,
     "log_events.txt": log_events,
     "metrics.txt": metrics,
+    "traces.txt": traces,
     "json_fields.txt": json_fields,
 }
 

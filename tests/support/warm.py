@@ -34,6 +34,7 @@ WARMED = (
     "turnout.service.app.serve", "turnout.service.cli.session", "turnout.service.project.check",
     "turnout.service.http.rest.application", "turnout.handlers.flow", "turnout.triggers.webhook",
     "turnout.triggers.timers", "turnout.triggers.files", "httpx", "rich.table", "uvloop",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk.trace.export",
 )  # fmt: skip
 """What a service and the commands import when they run."""
 

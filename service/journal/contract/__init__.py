@@ -6,8 +6,8 @@ commit and are applied in the order they were called; a bad write fails only its
 `tests/support/journal_contract.py` tests these promises, not SQLite.
 
 Each user is typed against the smallest part it needs: `Intake`, `Work`, `Steps`, `Operations`,
-`Alerts`, `Reads`, `Retention`, `Lifecycle`. Not here: what is written, which the router and the
-executor decide, and when a run starts (the dispatcher).
+`Alerts`, `Reads`, `Retention`, `Traces`, `Lifecycle`. Not here: what is written, which the router
+and the executor decide, and when a run starts (the dispatcher).
 """
 
 from typing import Protocol
@@ -18,6 +18,7 @@ from .operations import Operations
 from .reads import Reads, RunReads
 from .retention import Clearing, Retention
 from .steps import Attachment, StagedFile, Steps
+from .traces import Traces
 from .windows import WindowReads, Windows
 from .work import Work
 from .writing import Lifecycle, Writable
@@ -37,6 +38,7 @@ __all__ = [
     "RunReads",
     "StagedFile",
     "Steps",
+    "Traces",
     "WindowReads",
     "Windows",
     "Work",
@@ -44,5 +46,5 @@ __all__ = [
 ]
 
 
-class Journal(Intake, Work, Windows, Steps, Operations, Alerts, Retention, Protocol):
+class Journal(Intake, Work, Windows, Steps, Operations, Alerts, Retention, Traces, Protocol):
     """The one writer of a data folder."""

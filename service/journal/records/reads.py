@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import RunError, RunState
+from turnout.service.domain.run import Run, RunError, RunState
 
 
 class EndedEvent(NamedTuple):
@@ -141,6 +141,19 @@ class Arrival(NamedTuple):
     stored: StoredEvent
     runs: Sequence[PastRun]
     window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedTrace:
+    """A run that has ended and whose span is owed, with its event; it was sent `ends` times before.
+
+    `members` are the first events of the window of a windowed run.
+    """
+
+    run: Run
+    event: Event
+    ends: int
+    members: Sequence[Event] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,7 @@ from .staging import StagedBlob, StagedBytes
 from .statements import load
 from .steps import StepJob
 from .suspension import Suspension
+from .traces import Tracing
 from .values import micros, micros_or_none
 from .window_writes import WindowWriting
 from .writer import CallJob, Writer
@@ -129,7 +130,7 @@ async def open_journal(
 
 
 class SqliteJournal(
-    Operating, Alerting, Pruning, WindowWriting, GivingBack, QueueWriting, Suspension
+    Operating, Alerting, Pruning, WindowWriting, GivingBack, QueueWriting, Suspension, Tracing
 ):
     """Implements `Journal`. `broken` is set once the disk failed for good: end the process (74).
 

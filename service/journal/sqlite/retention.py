@@ -136,7 +136,13 @@ def delete_runs(connection: apsw.Connection, seqs: Sequence[int]) -> int:
     connection.execute(_CONDITIONS["release_unique"], (dump(seqs),))
     flow_state.note_use(connection, dump(seqs))
     deleted = 0
-    for part in ("delete_steps", "delete_answers", "delete_attempts", "delete_runs"):
+    for part in (
+        "delete_steps",
+        "delete_answers",
+        "delete_attempts",
+        "delete_traces",
+        "delete_runs",
+    ):
         connection.execute(_SQL[part], (dump(seqs),))
         deleted += connection.changes()
     return deleted

@@ -68,6 +68,9 @@ DELETE FROM approval_answers WHERE run_seq IN (SELECT value FROM json_each(?1));
 -- name: delete_attempts
 DELETE FROM attempts WHERE run_seq IN (SELECT value FROM json_each(?1));
 
+-- name: delete_traces
+DELETE FROM traced_runs WHERE run_seq IN (SELECT value FROM json_each(?1));
+
 -- name: delete_runs
 DELETE FROM runs WHERE seq IN (SELECT value FROM json_each(?1));
 
