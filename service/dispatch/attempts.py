@@ -259,10 +259,9 @@ class Attempts:
                 self._gates.attempt_ended(attempt.entered, run, flow, recorded)
             ended_at = ended_at or self._now()
             self._observe(attempt, final.state, started_at, ended_at)
-            if self._executor.tracer is not None:
-                trace_attempt(
-                    self._executor.tracer, run, attempt.state, final, started_at, ended_at
-                )
+            tracer = self._executor.tracer
+            if tracer is not None:
+                trace_attempt(tracer, run, attempt.state, final, started_at, ended_at)
             await self._ended(run, final, attempt.state)
         except asyncio.CancelledError:
             raise

@@ -55,7 +55,10 @@ from .file_check import FILE_TYPES, check_file_unchanged
 
 
 class Executor:
-    """Runs attempts: binds the arguments, calls the function in its pool, returns the outcome."""
+    """Runs attempts: binds the arguments, calls the function in its pool, returns the outcome.
+
+    Without a `tracer` nothing is traced.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class Executor:
         self._resources = resources
         self._settings = settings
         self._now = now
+        self.tracer = tracer
         self._services = Services(
             journal, pools, settings, metrics, now, wall or now, resources, sleep,
             dry_run=dry_run, tracer=tracer,
@@ -84,11 +88,6 @@ class Executor:
     def grace(self) -> timedelta:
         """How long the code of a cancelled attempt has to end."""
         return self._settings.grace
-
-    @property
-    def tracer(self) -> Tracer | None:
-        """What makes the spans of attempts and steps; None where nothing is traced."""
-        return self._services.tracer
 
     def set_host(self, host: RunHost) -> None:
         """Give runs access to the service: child runs, events, approval links."""

@@ -333,14 +333,14 @@ class StepCall:
         self.attached, scope.attached, scope.is_over = scope.attached, None, True
 
     async def store(self, record: StepRecord, attached: Attached | None = None) -> StepRecord:
-        """Record the end of a try, durably, with what it has `attached`; returns what is recorded.
+        """Record the end of a try with what it has `attached`; returns what is recorded."""
+        return self.told(await store(self.context, record, attached))
 
-        A traced run tells of it then.
-        """
-        recorded = await store(self.context, record, attached)
+    def told(self, record: StepRecord) -> StepRecord:
+        """Send the span of a try whose end is on disk, if the run is traced; returns the record."""
         if self.services.tracer is not None:
             trace_step(self.context, record)
-        return recorded
+        return record
 
     async def store_last(self, record: StepRecord) -> None:
         """Record the end of a step that has no tries left, with what the last one attached."""
@@ -450,7 +450,7 @@ async def perform(call: StepCall) -> Any:
             failure = as_exception(error)
             delay = call.next_try(failure, step_scope)
         else:
-            call.done = await call.store(record, step_scope.attached)
+            call.done = call.told(await store(call.context, record, step_scope.attached))
             return value
         finally:
             step_scope.discard_attached()

@@ -1,4 +1,4 @@
-"""Logging: records from `log`, `logging`, `structlog` and `print`, each naming its run.
+"""Logging: records from `log`, `logging`, `structlog`, warnings and `print`, each naming its run.
 
 A record is a noun.verb message (`order.charged`) and keyword fields; inside a run the fields
 `flow run attempt trigger event tenant` are added automatically. The records of a run are also
@@ -14,11 +14,12 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from threading import Lock
 from typing import Any, Literal, TextIO
 from weakref import WeakSet
 
@@ -28,7 +29,7 @@ from turnout.service.domain.units import utc_now
 from turnout.service.governance import secrets
 
 from .log_lines import MAX_FIELD, Fields, as_json, as_text, record_of
-from .streams import real_stderr
+from .streams import real_stderr, taken_by
 
 Format = Literal["auto", "json", "console"]
 
@@ -42,12 +43,12 @@ _NAMES = {number: name for name, number in _LEVELS.items()}
 class RunLog:
     """The log of one attempt: the fields its records carry, and the lines stored with it."""
 
-    __slots__ = ("__weakref__", "_bytes", "_lines", "dropped", "fields", "is_used", "partial")
+    __slots__ = ("__weakref__", "_bytes", "_lines", "dropped", "fields", "is_used", "partials")
 
     def __init__(self, fields: Callable[[], Fields]) -> None:
         self.fields = fields  # called for a record: most runs write none
         self.is_used = False
-        self.partial = ""
+        self.partials: dict[str, str] = {}  # what was printed of a line, by stream
         self.dropped = 0
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -67,6 +68,23 @@ class RunLog:
             self._bytes -= len(lines.pop(0))
             self.dropped += 1
 
+    def take_print(self, name: str, text: str) -> None:
+        """Write the lines of what was printed; the last one waits for its end."""
+        self.is_used = True
+        *lines, rest = (self.partials.get(name, "") + text).split("\n")
+        if len(rest) > MAX_FIELD:  # no line end in sight: memory is not for it
+            lines.append(rest)
+            rest = ""
+        self.partials[name] = rest
+        for line in lines:
+            _write_print(self, name, line)
+
+    def end_lines(self) -> None:
+        """Write the lines that were printed without their end."""
+        partials, self.partials = self.partials, {}
+        for name, line in partials.items():
+            _write_print(self, name, line)
+
     @property
     def lines(self) -> Sequence[bytes]:
         """The stored lines so far, each a JSON document."""
@@ -79,9 +97,7 @@ class RunLog:
 
     def as_bytes(self) -> bytes | None:
         """Return the stored lines as JSON Lines, or None when nothing was logged."""
-        if self.partial:
-            _write_print(self, self.partial)
-            self.partial = ""
+        self.end_lines()
         with _lock:
             _in_use.discard(self)
         lines = self._lines
@@ -91,7 +107,7 @@ class RunLog:
         return b"".join(lines) or None
 
 
-_lock = Lock()  # a thread's first line comes while another one looks
+_lock = threading.Lock()  # a thread's first line comes while another one looks
 _in_use: WeakSet[RunLog] = WeakSet()
 """The logs of attempts that have written something and have not ended."""
 
@@ -105,6 +121,12 @@ def logs_in_use() -> list[RunLog]:
 
 running: ContextVar[RunLog | None] = ContextVar("turnout_running_log", default=None)
 """The log of the attempt whose code is running in this context."""
+
+
+def _run_here() -> RunLog | None:
+    """Return the log of the attempt that the calling code works for."""
+    return running.get() or _sink.call
+
 
 _steps: list[Callable[[], str | None]] = []
 
@@ -168,6 +190,7 @@ class _Sink:
         self.stream: TextIO | None = None
         self.now: Callable[[], datetime] = utc_now
         self.forward: Callable[[bytes], None] | None = None
+        self.call: RunLog | None = None  # in a worker process, whose threads all work for one call
         self.adopts = False
 
     def write(self, level: str, message: str, fields: Fields) -> None:
@@ -212,9 +235,10 @@ def configure(
     *,
     now: Callable[[], datetime] = utc_now,
 ) -> Callable[[], None]:
-    """Send all records to `stream` (standard error), adopting `logging`, `structlog` and `print`.
+    """Send all records to `stream` (standard error), adopting what else writes some.
 
-    `print` outside a run is not changed. Returns a function that undoes all of it.
+    `logging`, `structlog`, warnings and errors of threads everywhere, and what a run prints.
+    Returns a function that undoes all of it.
     """
     before = (_sink.format, _sink.level, _sink.stream, _sink.now)
     _sink.format, _sink.level, _sink.now = format, _LEVELS[level], now
@@ -231,6 +255,9 @@ def configure(
         _adopt_structlog()
     stdout = sys.stdout
     proxy = sys.stdout = _PrintProxy(_raw(stdout))
+    taken_by(_take_error)
+    hooks = warnings.showwarning, threading.excepthook
+    warnings.showwarning, threading.excepthook = _show_warning, _thread_failed
 
     def undo() -> None:
         _sink.format, _sink.level, _sink.stream, _sink.now = before
@@ -239,6 +266,9 @@ def configure(
         root.setLevel(root_level)
         if sys.stdout is proxy:
             sys.stdout = stdout
+        if warnings.showwarning is _show_warning:
+            warnings.showwarning = hooks[0]
+        threading.excepthook = hooks[1]
 
     return undo
 
@@ -254,20 +284,48 @@ def forwarded(level: int, forward: Callable[[bytes], None]) -> Iterator[None]:
     undo = configure()
     run = RunLog(dict)
     token = running.set(run)
-    _sink.level, _sink.forward = level, forward
+    _sink.level, _sink.forward, _sink.call = level, forward, run
     try:
         yield
     finally:
-        if run.partial:
-            _write_print(run, run.partial)
+        run.end_lines()
         running.reset(token)
-        _sink.forward = None
+        _sink.forward = _sink.call = None
         undo()
 
 
 def replay(line: bytes) -> None:
     """Write a record from a worker process as one of the run that called it."""
     _sink.emit(orjson.loads(line))
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message", "asctime", "taskName", "color_message",
+}  # fmt: skip
+"""What every record of `logging` has; the rest is `extra=`."""
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Write a warning as a record, in the place of `warnings.showwarning`."""
+    if file is not None:
+        file.write(warnings.formatwarning(message, category, filename, lineno, line))
+    elif _sink.level <= _LEVELS["warning"]:
+        where = {"category": category.__name__, "location": f"{filename}:{lineno}"}
+        _sink.write("warning", str(message), {"logger": "warnings", **where})
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """Write the error that has ended a thread, in the place of `threading.excepthook`."""
+    if args.exc_type is not SystemExit:
+        name = None if args.thread is None else args.thread.name
+        get_logger("turnout").error("thread.failed", thread=name, exc_info=args.exc_value)
 
 
 class _StandardHandler(logging.Handler):
@@ -279,6 +337,9 @@ class _StandardHandler(logging.Handler):
         except (TypeError, ValueError):  # arguments that do not fit the format
             message = f"{record.msg} {record.args}"
         fields: Fields = {"logger": record.name}
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.stack_info:
+            fields["stack"] = record.stack_info
         if record.exc_info and record.exc_info[1] is not None:
             fields["exc_info"] = record.exc_info[1]
         level = max((number for number in _NAMES if number <= record.levelno), default=10)
@@ -313,16 +374,10 @@ class _PrintProxy(io.TextIOBase):
         self.raw = raw
 
     def write(self, text: str, /) -> int:
-        run = running.get()
+        run = _run_here()
         if run is None:
             return self.raw.write(secrets.mask(text))
-        run.is_used = True
-        *lines, run.partial = (run.partial + text).split("\n")
-        if len(run.partial) > MAX_FIELD:  # no line end in sight: memory is not for it
-            lines.append(run.partial)
-            run.partial = ""
-        for line in lines:
-            _write_print(run, line)
+        run.take_print("print", text)
         return len(text)
 
     def flush(self) -> None:
@@ -341,11 +396,19 @@ class _PrintProxy(io.TextIOBase):
         return getattr(self.raw, name)  # encoding, buffer, …
 
 
-def _write_print(run: RunLog, line: str) -> None:
+def _take_error(text: str) -> bool:
+    """Take what a run prints to standard error; everything else is passed on."""
+    run = _run_here()
+    if run is not None:
+        run.take_print("stderr", text)
+    return run is not None
+
+
+def _write_print(run: RunLog, name: str, line: str) -> None:
     if line.strip() and _sink.level <= _LEVELS["info"]:
         token = running.set(run)
         try:
-            _sink.write("info", line, {"logger": "print"})
+            _sink.write("info", line, {"logger": name})
         finally:
             running.reset(token)
 

@@ -149,7 +149,10 @@ class Exporter:
         from opentelemetry.sdk.trace import Event, ReadableSpan
         from opentelemetry.trace import Link, Status, StatusCode
 
-        attributes = dict(span.attributes)
+        attributes = {
+            name: _encodable(value) if isinstance(value, str) else value
+            for name, value in span.attributes.items()
+        }
         events, status = [], Status(StatusCode.UNSET)
         if span.error is not None:
             attributes[names.ERROR_TYPE] = span.error.type
@@ -158,12 +161,12 @@ class Exporter:
                 names.EXCEPTION_MESSAGE: span.error.message,
                 names.EXCEPTION_STACKTRACE: (span.error.traceback or "")[-_MOST_TEXT:],
             }
-            told = {name: text for name, text in described.items() if text}
+            told = {name: _encodable(text) for name, text in described.items() if text}
             events = [Event(names.EXCEPTION, told, timestamp=_nanoseconds(span.ended_at))]
             if span.has_failed:
-                status = Status(StatusCode.ERROR, span.error.message)
+                status = Status(StatusCode.ERROR, _encodable(span.error.message))
         return ReadableSpan(
-            name=span.name,
+            name=_encodable(span.name),
             context=_context(span.context),
             parent=None if span.parent is None else _context(span.parent, is_remote=True),
             resource=self._resource,
@@ -188,6 +191,11 @@ def _context(given: SpanContext, *, is_remote: bool = False) -> Any:
 
     flags = TraceFlags(TraceFlags.SAMPLED if given.sampled else TraceFlags.DEFAULT)
     return Their(int(given.trace_id, 16), int(given.span_id, 16), is_remote, flags)
+
+
+def _encodable(text: str) -> str:
+    """Return text that UTF-8 can encode: else the whole request would be lost."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _kind(kind: Kind) -> Any:

@@ -17,7 +17,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -28,6 +28,14 @@ _LINE_SECONDS = 1.0
 """How long an unfinished line is held back, so that lines of several writers stay whole."""
 _LAST_SECONDS = 0.2
 """How long the process waits at its end for what is still in the pipe."""
+
+
+_takers: list[Callable[[str], bool]] = []
+
+
+def taken_by(take: Callable[[str], bool]) -> None:
+    """Offer what Python code writes to standard error to `take`, which says whether it took it."""
+    _takers[:] = [take]
 
 
 class _MaskedStream(io.TextIOBase):
@@ -42,7 +50,8 @@ class _MaskedStream(io.TextIOBase):
             )
 
     def write(self, text: str, /) -> int:
-        self.direct.write(secrets.mask(text))
+        if not any(take(text) for take in _takers):
+            self.direct.write(secrets.mask(text))
         return len(text)
 
     def flush(self) -> None:

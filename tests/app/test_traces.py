@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,15 @@ async def done() -> None:
 
 @flow(on=webhook("/call"))
 async def call(given: dict[str, str]) -> str:
-    answer = await http.post(given["url"], json={})
+    await http.post(given["url"], json={})
+    return f"{await in_thread.run()} {await in_process.run()} {current().trace['traceparent']}"
+
+@task
+def in_thread() -> str:
+    return current().trace["traceparent"]
+
+@task(pool="process")
+def in_process() -> str:
     return current().trace["traceparent"]
 
 @flow(on=batch(webhook("/many"), 2, "10s"))
@@ -107,6 +117,14 @@ def arrived(collector: Collector, name: str, count: int = 1) -> None:
     until(lambda: len(collector.named(name)) >= count, 20, f"{count} spans named {name}")
 
 
+def noted(program: Program) -> int:
+    """Return of how many runs the journal knows that their span was sent."""
+    address = f"file:{program.data}/journal/journal.db?mode=ro"
+    with closing(sqlite3.connect(address, uri=True)) as journal:
+        asked = "SELECT count(*) FROM traced_runs WHERE sent = 1"
+        return int(journal.execute(asked).fetchone()[0])
+
+
 def test_a_run_is_one_tree_also_after_a_kill_in_the_middle(
     tmp_path: Path, collector: Collector
 ) -> None:
@@ -116,7 +134,7 @@ def test_a_run_is_one_tree_also_after_a_kill_in_the_middle(
         program.post("order", {})
         until((tmp_path / "held-3").exists, 20, "the third step")
         arrived(collector, "step step", 4)
-        arrived(collector, "run pack")
+        until(lambda: noted(program) == 1, 20, "a note of the child's span")
         program.kill()
         (tmp_path / "hold-3").unlink()
         program.start().ready()
@@ -194,6 +212,9 @@ def test_a_trace_that_comes_in_goes_on_to_what_is_called(
     assert asked.headers["traceparent"] == f"00-{TRACE}-{step.id}-01"
     assert asked.headers["tracestate"] == "vendor=1"
     assert step.parent == run.id
+    (called,) = program.api("/runs?flow=call")["items"]
+    tasks = [collector.named(f"step {name}")[0].id for name in ("in_thread", "in_process")]
+    assert called["result"].split() == [f"00-{TRACE}-{each}-01" for each in (*tasks, run.id)]
     assert collector.problems() == []
 
 
