@@ -3,8 +3,8 @@
 The journal knows which runs owe theirs (`journal.contract.traces`): those of which an attempt or a
 step was sent. Most are told of as they end; what ends a run without an attempt (an operator's
 cancel, a command while the service was down) is found in a round every 30 seconds, and at a start.
-A span is sent until the collector takes it, then noted as sent: after a kill -9 between these two
-it would be sent twice.
+A span is sent until the collector takes it, then noted as sent at once: it would be sent twice only
+after a kill -9 between these two, while the answer is on its way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turnout.service.journal.contract import Traces
 from turnout.service.journal.records import EndedTrace
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.otlp import Exporter, sampler_of
-from turnout.service.telemetry.traces import MOST_LINKS, Tracer, span_of_run, trace_of_run
+from turnout.service.telemetry.traces import MOST_LINKS, Span, Tracer, span_of_run, trace_of_run
 
 log = get_logger("turnout.traces")
 
@@ -66,6 +66,8 @@ class RunSpans:
 
     async def run(self) -> None:
         """Send the spans of the runs that end, until `stop`."""
+        with suppress(JournalError):
+            await self._journal.take_notes()
         loop = asyncio.get_running_loop()
         next_round = loop.time()
         while not self._is_stopped:
@@ -111,10 +113,17 @@ class RunSpans:
                 run.id, each.event.trace, self._sampler, is_caused=run.window_seq is None
             )
             spans.append(span_of_run(trace, run, each.event, ends=each.ends, members=each.members))
-        if spans and not await asyncio.to_thread(self._exporter.deliver, spans):
+        if spans and not await asyncio.to_thread(self._deliver, spans, [each.run for each in owed]):
             return False
         self._to_note |= {each.run.seq: each.run for each in owed}
         if self._to_note:
             await self._journal.sent_spans([*self._to_note.values()])
             self._to_note.clear()
         return True
+
+    def _deliver(self, spans: Sequence[Span], runs: Sequence[Run]) -> bool:
+        """Send spans, and note it before anything else can happen; blocks."""
+        is_taken = self._exporter.deliver(spans)
+        if is_taken:
+            self._journal.note_sent(runs)
+        return is_taken

@@ -325,7 +325,8 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """Write the error that has ended a thread, in the place of `threading.excepthook`."""
     if args.exc_type is not SystemExit:
         name = None if args.thread is None else args.thread.name
-        get_logger("turnout").error("thread.failed", thread=name, exc_info=args.exc_value)
+        log = get_logger("turnout")
+        log.error("thread.failed", thread=name, exc_info=args.exc_value)
 
 
 class _StandardHandler(logging.Handler):

@@ -1073,7 +1073,11 @@ class JournalContract:
             every = [each.claim.run_seq for each in (running, traced, other)]
             assert await journal.owed_spans(every, limit=9, links=9) == [owed]
             assert await journal.owed_spans(after=seq, limit=9, links=9) == []
-            await journal.sent_spans([owed.run])
+            await asyncio.to_thread(journal.note_sent, [owed.run])
+            assert await journal.owed_spans(every, limit=9, links=9) == [owed]
+        async with self.open(tmp_path) as journal:
+            for _ in range(2):
+                await journal.take_notes()
             assert await journal.owed_spans(every, limit=9, links=9) == []
             await journal.retry(owed.run.id, None, now=at(2))
             await journal.owe_span(seq)

@@ -36,5 +36,14 @@ class Traces(Protocol):
         events of a run, at most `links` are returned.
         """
 
+    def note_sent(self, sent: Sequence[Run]) -> None:
+        """Note at once, in any thread, that the spans of runs were sent; `sent_spans` follows.
+
+        The note outlives the process, but not a power cut.
+        """
+
     async def sent_spans(self, sent: Sequence[Run]) -> None:
-        """Note that the spans of runs were sent, as `owed_spans` has told of them."""
+        """Record that the spans of runs were sent, as `owed_spans` has told of them."""
+
+    async def take_notes(self) -> None:
+        """Record what an earlier process has noted as sent."""

@@ -1,13 +1,16 @@
 """The spans of runs that are still to be sent: `Traces` in the contract.
 
-A row is written with the first span of a run, and goes with the run. Not here: spans
-(`telemetry.traces`).
+A row is written with the first span of a run, and goes with the run. That its span was sent is
+noted in a file first, in the moment the collector answers: the process may be killed before the
+next commit. Not here: spans (`telemetry.traces`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -63,15 +66,41 @@ class Tracing(Calls):
 
         return await self.read(query)
 
-    async def sent_spans(self, sent: Sequence[Run]) -> None:
-        """Note that the spans of runs were sent, as they had ended then."""
+    def note_sent(self, sent: Sequence[Run]) -> None:
+        """Note at once, in any thread, that the spans of runs were sent."""
+        lines = "".join(f"{run.seq} {_ended_at(run)}\n" for run in sent)
+        with suppress(OSError), self._notes.open("a", encoding="ascii") as notes:
+            notes.write(lines)
 
+    async def sent_spans(self, sent: Sequence[Run]) -> None:
+        """Record that the spans of runs were sent, as they had ended then."""
+        await self._record_sent([(run.seq, _ended_at(run)) for run in sent])
+
+    async def take_notes(self) -> None:
+        """Record what an earlier process has noted as sent; the last line may be cut off."""
+        text = await asyncio.to_thread(_read, self._notes)
+        noted = [line.split() for line in text.split("\n")[:-1]]
+        if noted:
+            await self._record_sent([(int(seq), int(at)) for seq, at in noted])
+
+    async def _record_sent(self, sent: Sequence[tuple[int, int]]) -> None:
         def write(connection: apsw.Connection, _counters: RunCounters) -> None:
-            for run in sent:
-                at = None if run.finished_at is None else micros(run.finished_at)
-                connection.execute(_SQL["sent"], (run.seq, at))
+            connection.executemany(_SQL["sent"], sent)
 
         await self._call(write)
+        await asyncio.to_thread(self._notes.unlink, missing_ok=True)
+
+    @property
+    def _notes(self) -> Path:
+        return self._folder / "sent-spans"
+
+
+def _read(path: Path) -> str:
+    return path.read_text("ascii") if path.exists() else ""
+
+
+def _ended_at(run: Run) -> int:
+    return 0 if run.finished_at is None else micros(run.finished_at)
 
 
 def _ended(connection: apsw.Connection, seq: int, links: int) -> EndedTrace | None:

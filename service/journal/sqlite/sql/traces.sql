@@ -29,4 +29,4 @@ SELECT event_seq FROM window_events WHERE window_seq = ?1 ORDER BY position LIMI
 -- The span of a run (?1) that ended at an instant (?2) was sent. Tried again since, it owes another.
 UPDATE traced_runs SET ends = ends + 1, sent = (
     SELECT finished_at IS ?2 FROM runs WHERE seq = ?1)
-WHERE run_seq = ?1;
+WHERE run_seq = ?1 AND sent = 0;
