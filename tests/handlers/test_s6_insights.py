@@ -73,6 +73,8 @@ class Desk:
         (folder / "inbox").mkdir()
         for name in ("insights.py", "_ask_frame.py"):
             (folder / name).write_text((EXAMPLES / name).read_text())
+        (name, value), *_ = self.mark.env.items()  # a command has the environment it is given
+        self.change("env={", f"env={{{name!r}: {value!r}, ")
         self.program = Program(
             flows=folder / "insights.py",
             data=folder / "data",
