@@ -1,4 +1,4 @@
-"""The metrics of what waits: due and scheduled runs, and the slots of named limits.
+"""The metrics of what waits: due and scheduled runs, what is wanted, slots of named limits.
 
 They are counted in the journal when somebody asks for metrics, on a reading thread. Counting a
 million queued runs takes up to a second, so a count is used again: the longer, the longer it took.
@@ -13,13 +13,15 @@ from datetime import datetime, timedelta
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalError
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import DueCount
+from turnout.service.operate.upcoming import next_ticks
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 
 _SOON = timedelta(minutes=1)
-"""A run due so soon wants a process now."""
+"""The idle time: what is due so soon wants a process now, also if nothing else does."""
 
 _USED_AGAIN_SECONDS = 2.0
 _SHARE = 20  # of the time, at most one part in so many goes into counting
@@ -35,12 +37,14 @@ class DueMetrics:
         metrics: Metrics,
         *,
         project: Callable[[], Project],
+        emitters: Callable[[], Mapping[str, TriggerEmitter]],
         now: Callable[[], datetime],
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._project = project
+        self._emitters = emitters
         self._now = now
         self._lock = asyncio.Lock()
         self._next_at = float("-inf")
@@ -58,9 +62,9 @@ class DueMetrics:
             with suppress(JournalError):
                 now = self._now()
                 counts = {each.flow: each for each in await self._journal.due_counts(now)}
-                soon = await self._journal.due_between(now, now + _SOON)
+                wanted = await self._wanted(counts, now)
                 self._show(counts, now)
-                self._show_wanted(counts, soon)
+                self._metrics.wanted.set(wanted)
                 ended = loop.time()
                 self._next_at = ended + max(_USED_AGAIN_SECONDS, _SHARE * (ended - began))
             return True
@@ -79,16 +83,22 @@ class DueMetrics:
             metrics.oldest_due_seconds.labels(flow).set(max(seconds, 0))
         self._show_limits(counts)
 
-    def _show_wanted(self, counts: Mapping[str, DueCount], soon: Mapping[str, int]) -> None:
-        """Show how many runs a process is wanted for; not for those that may not start."""
-        due = {flow: count.due for flow, count in counts.items()}
-        self._metrics.wanted.set(
+    async def _wanted(self, counts: Mapping[str, DueCount], now: datetime) -> int:
+        """Return what a process is wanted for: runs, and what starts some within the idle time.
+
+        A window counts as one, and so does a timer that ticks; not for flows that may not start.
+        """
+        until = now + _SOON
+        soon = await self._journal.due_between(now, until)
+        windows = await self._journal.due_windows(until)
+        ticks = await next_ticks(self._project(), self._emitters(), now)
+        may_start = self._dispatcher.may_start
+        return (
             len(self._dispatcher.running)
-            + sum(
-                due.get(flow, 0) + soon.get(flow, 0)
-                for flow in {*due, *soon}
-                if self._dispatcher.may_start(flow)
-            )
+            + sum(count.due for flow, count in counts.items() if may_start(flow))
+            + sum(number for flow, number in soon.items() if may_start(flow))
+            + sum(number for flow, number in windows.items() if may_start(flow))
+            + sum(tick.at <= until and any(map(may_start, tick.flows)) for tick in ticks)
         )
 
     def _show_limits(self, counts: Mapping[str, DueCount]) -> None:

@@ -212,6 +212,7 @@ class Process:
             self.pools,
             metrics,
             project=lambda: self.project,
+            emitters=lambda: self.emitters,
             statuses=lambda: [each.status for each in (self.api, *self.emitters.values())],
             now=now,
         )

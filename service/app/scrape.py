@@ -13,6 +13,7 @@ from datetime import datetime
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.breaker import BreakerState
 from turnout.service.domain.errors import JournalError
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.status import Status
 from turnout.service.journal.contract import Journal
 from turnout.service.pools import Pools
@@ -35,6 +36,7 @@ class Scrape:
         metrics: Metrics,
         *,
         project: Callable[[], Project],
+        emitters: Callable[[], Mapping[str, TriggerEmitter]],
         statuses: Callable[[], Iterable[Status]],
         now: Callable[[], datetime],
     ) -> None:
@@ -43,7 +45,9 @@ class Scrape:
         self._pools = pools
         self._metrics = metrics
         self._statuses = statuses
-        self._due = DueMetrics(journal, dispatcher, metrics, project=project, now=now)
+        self._due = DueMetrics(
+            journal, dispatcher, metrics, project=project, emitters=emitters, now=now
+        )
         self._last_before: Mapping[str, datetime] | None = None
         metrics.observe_counts(self.counts)
         metrics.observe_own()

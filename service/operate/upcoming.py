@@ -8,8 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from turnout.service.domain.run import RunState
+from turnout.service.domain.trigger import parts_of
+from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import OpenApproval
+from turnout.service.project import Project
 
 from .documents import instant
 from .waits import waits_of
@@ -22,6 +25,22 @@ class Tick:
     trigger: str
     at: datetime
     flows: tuple[str, ...]
+
+
+async def next_ticks(
+    project: Project, emitters: Mapping[str, TriggerEmitter], now: datetime
+) -> list[Tick]:
+    """Return the next tick of each timer that is not paused."""
+    found = []
+    for name, trigger in project.triggers.items():
+        scheduled, emitter = parts_of(trigger).scheduled, emitters.get(name)
+        if scheduled is None or emitter is None or emitter.status.paused:
+            continue
+        at = scheduled.next_at(now, await emitter.positions())
+        if at is not None:
+            flows = project.feeds.get(name, ())
+            found.append(Tick(name, at, tuple(flow.name for flow in flows)))
+    return found
 
 
 async def upcoming(reads: Reads, ticks: Iterable[Tick], *, limit: int) -> list[dict[str, Any]]:

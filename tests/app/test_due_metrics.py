@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.program import Program
 from tests.support.running import Running, eventually, make_event, running
-from turnout import flow, limit, retry
+from turnout import batch, debounce, event, every, flow, label, limit, retry, sleep
+from turnout.service.app.process import ManualTrigger
 from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Pause
 
@@ -70,6 +74,73 @@ async def test_due_and_scheduled_runs_of_each_flow_are_counted(tmp_path: Path) -
     assert scheduled["work"] == 0
 
 
+@flow
+async def waits_for_tomorrow() -> None:
+    await sleep("1d")
+
+
+async def test_of_many_runs_only_the_one_that_waits_for_its_turn_is_due(tmp_path: Path) -> None:
+    start = datetime(2026, 3, 4, 12, tzinfo=UTC)
+    passed = 0.0
+
+    def now() -> datetime:
+        return start + timedelta(seconds=passed)
+
+    tomorrow = flow(name="tomorrow")(waits_for_tomorrow.function)
+    async with running(tmp_path, [work, retries, tomorrow], now=now, concurrency=16) as service:
+
+        async def submit(name: str, count: int) -> None:
+            flows = [service.process.project.flows[name]]
+            emit = service.process.emitter(ManualTrigger("manual", "manual"), lambda _event: flows)
+            await emit([make_event(number) for number in range(count)])
+
+        await submit("tomorrow", 1000)
+        await submit("retries", 10)
+        await submit("work", 2)  # one runs, one waits for it
+
+        async def are_as_they_stay() -> bool:
+            states = service.process.journal.counts()[0]
+            return (states.get("running"), states.get("queued"), states.get("waiting"),
+                    states.get("retrying")) == (1, 1, 1000, 10)  # fmt: skip
+
+        await eventually(are_as_they_stay)
+        passed = 60.0
+        due = await gauges(service, "due_runs")
+        oldest = await gauges(service, "oldest_due_seconds")
+        proceed.set()
+    assert due == {"work": 1, "retries": 0, "tomorrow": 0}
+    assert abs(oldest["work"] - 60) <= 1
+
+
+@pytest.mark.timeout(120)
+async def test_no_number_of_distinct_values_makes_many_series(tmp_path: Path, full: bool) -> None:
+    events, portion = (100_000 if full else 5_000), 1_000
+
+    @flow(
+        on=event("placed"),
+        concurrency=limit(8, per=lambda each: each.data),
+        metrics={"kind": label(lambda each: str(each.data), values=["1", "2"])},
+    )
+    async def take() -> None: ...
+
+    async with running(tmp_path, [take]) as service:
+
+        async def all_ended() -> bool:
+            return not any(service.process.journal.counts()[0].values())
+
+        for first in range(0, events, portion):
+            placed = [
+                replace(make_event(number), type="placed", source=f"/shop/{number}")
+                for number in range(first, first + portion)
+            ]
+            await service.process.api(placed)
+            await eventually(all_ended)
+        text = await scraped(service)
+    ended = [line for line in text.splitlines() if line.startswith("turnout_runs_total{")]
+    assert sum(float(line.split()[-1]) for line in ended) == events
+    assert sum(not line.startswith("#") for line in text.splitlines()) <= 2000
+
+
 @flow(retry=retry(1, delay="40s", jitter=False))
 async def retries_soon() -> None:
     raise ConnectionError("no answer")
@@ -93,6 +164,39 @@ async def test_a_process_is_wanted_for_what_runs_and_is_due_within_a_minute(
         proceed.set()
     # One works and two are due, three are tried again in 40 s; not in an hour, and no paused one.
     assert "turnout_wanted 6.0" in text
+
+
+@pytest.mark.parametrize(
+    ("declared", "wanted"),
+    [
+        (debounce(event("saved"), "40s"), 1),  # and not once more for the run that waits for it
+        (batch(event("saved"), 10, "40s"), 1),
+        (batch(event("saved"), 10, "1h"), 0),
+        (every("50s"), 1),
+        (every("10m"), 0),
+    ],
+    ids=["debounce", "batch", "later batch", "timer", "later timer"],
+)
+async def test_a_process_is_wanted_for_windows_and_ticks_within_a_minute(
+    tmp_path: Path, declared: Any, wanted: int
+) -> None:
+    @flow(on=declared)
+    async def index() -> None: ...
+
+    now = datetime(2026, 3, 4, 12, 1, tzinfo=UTC)
+    async with running(tmp_path, [index], now=lambda: now) as service:
+        await service.process.api([replace(make_event(), type="saved")])
+
+        async def measured() -> float:
+            text = await scraped(service)
+            return float(text.partition("\nturnout_wanted ")[2].split()[0])
+
+        assert await measured() == wanted
+
+
+async def scraped(service: Running) -> str:
+    await service.process.scrape.measure()
+    return service.process.metrics.render().decode()
 
 
 async def test_a_named_limit_shows_its_places_and_what_waits(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,10 @@ class WindowsContract:
             await offer(journal, PAIR, key="b")
             await offer(journal, PAIR, key="a", flow="ship")
             assert await journal.open_windows() == {"bill": 2, "ship": 1}
+            [first, *_] = await journal.windows()
+            assert first.due_at is not None
+            assert await journal.due_windows(first.due_at) == {"bill": 2, "ship": 1}
+            assert await journal.due_windows(first.due_at - timedelta(microseconds=1)) == {}
             alone = await offer(journal, PAIR, key=None)
             assert len(alone.fired) == 1, "an event without a key waits for nobody"
             assert await journal.open_windows() == {"bill": 2, "ship": 1}

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from turnout.service.domain.trigger import CalledTrigger, Trigger, parts_of
+from turnout.service.domain.trigger import CalledTrigger, Trigger
 from turnout.service.http.ingest import address_of
 from turnout.service.operate import documents
 from turnout.service.operate.filters import MAX_LIMIT
-from turnout.service.operate.upcoming import Tick, upcoming
+from turnout.service.operate.upcoming import next_ticks, upcoming
 
 from .answers import page_answer
 from .authorization import Served, ServiceOf
@@ -32,7 +32,10 @@ async def list_triggers(service: ServiceOf) -> Response:
     """
     pauses = await service.journal.pauses(now=service.now())
     last = await service.journal.last_accepted()
-    ticks = {tick.trigger: tick.at for tick in await _ticks(service)}
+    ticks = {
+        tick.trigger: tick.at
+        for tick in await next_ticks(service.project, service.emitters, service.now())
+    }
     items = []
     for name, trigger in sorted(service.project.triggers.items()):
         emitter = service.emitters.get(name)
@@ -61,24 +64,16 @@ async def list_next(service: ServiceOf, limit: Limit = 50) -> Response:
 
     `kind` is tick, start (a run that is scheduled), retry or wait.
     """
-    return page_answer(await upcoming(service.journal, await _ticks(service), limit=limit))
+    return page_answer(
+        await upcoming(
+            service.journal,
+            await next_ticks(service.project, service.emitters, service.now()),
+            limit=limit,
+        )
+    )
 
 
 def _address(service: Served, trigger: Trigger) -> str | None:
     if not isinstance(trigger, CalledTrigger):
         return None
     return address_of(service.links.base_url, trigger)
-
-
-async def _ticks(service: Served) -> list[Tick]:
-    """Return the next tick of each timer that is not paused."""
-    found = []
-    for name, trigger in service.project.triggers.items():
-        scheduled, emitter = parts_of(trigger).scheduled, service.emitters.get(name)
-        if scheduled is None or emitter is None or emitter.status.paused:
-            continue
-        at = scheduled.next_at(service.now(), await emitter.positions())
-        if at is not None:
-            flows = service.project.feeds.get(name, ())
-            found.append(Tick(name, at, tuple(flow.name for flow in flows)))
-    return found

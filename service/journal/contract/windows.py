@@ -85,6 +85,9 @@ class WindowReads(Protocol):
     async def open_windows(self) -> dict[str, int]:
         """Count open windows by flow."""
 
+    async def due_windows(self, until: datetime) -> dict[str, int]:
+        """Count the open windows that are due by an instant, by flow."""
+
     async def past_windows(
         self, flow: str, seqs: Sequence[int], *, until: datetime
     ) -> list[PastWindow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from turnout.service.journal.records import StoredWindow, WindowMember
 
 from .events import event_from
 from .statements import load
-from .values import MICROSECOND, instant, instant_or_none
+from .values import MICROSECOND, instant, instant_or_none, micros
 from .whole_events import rows_of
 from .windows import opened_mark
 
@@ -105,6 +106,13 @@ class WindowReading:
         """Count open windows by flow."""
         rows: list[Any] = await self.read(
             lambda connection: connection.execute(_SQL["count_open"]).fetchall()
+        )
+        return dict(rows)
+
+    async def due_windows(self: _Reads, until: datetime) -> dict[str, int]:
+        """Count the open windows that are due by an instant, by flow."""
+        rows: list[Any] = await self.read(
+            lambda connection: connection.execute(_SQL["count_due"], (micros(until),)).fetchall()
         )
         return dict(rows)
 

@@ -206,6 +206,11 @@ SELECT w.seq, w.id, w.flow, w.key, w.settings, w.state, w.opened_at, w.due_at, w
 FROM window_events AS m CROSS JOIN windows AS w ON w.seq = m.window_seq
 WHERE m.event_seq = ?1 ORDER BY w.seq;
 
+-- name: count_due
+-- How many open windows each flow has that are due at an instant (?1).
+SELECT flow, count(*) FROM windows INDEXED BY windows_due
+WHERE state = 'open' AND due_at <= ?1 GROUP BY flow;
+
 -- name: count_open
 -- How many open windows each flow has.
 SELECT flow, count(*) FROM windows INDEXED BY windows_open WHERE state = 'open' GROUP BY flow;
