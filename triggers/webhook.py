@@ -433,5 +433,5 @@ async def _answered(receipt: Receipt, emit: Emitter, wait: _Wait) -> Reply:
     except Overloaded:  # the event is stored anyway
         outcome = None
     if outcome is None:
-        return replies.accepted(receipt)
+        return replace(replies.accepted(receipt), waited=True)
     return replies.result(outcome, receipt, plain=wait.plain)

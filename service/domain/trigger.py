@@ -200,12 +200,16 @@ class Inbound:
 
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """What to answer: a status, a JSON body (already encoded) and extra headers."""
+    """What to answer: a status, a JSON body (already encoded) and extra headers.
+
+    `waited`: for the result of a run, so that its time says nothing about how fast turnout accepts.
+    """
 
     status: int
     body: bytes = b""
     content_type: str = "application/json"
     headers: Sequence[tuple[str, str]] = ()
+    waited: bool = False
 
 
 @runtime_checkable

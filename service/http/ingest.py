@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from ipaddress import ip_address
+from math import inf
+from time import perf_counter
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote, unquote_to_bytes
 
@@ -21,12 +23,14 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import CalledTrigger, Emitter, Inbound, Reply, Trigger
 from turnout.service.domain.units import utc_now
 from turnout.service.settings import Settings
+from turnout.service.telemetry.meters import Histogram
 from turnout.service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 from .clients import Proxies
 from .exchange import (
     App,
     Disconnected,
+    Message,
     Receive,
     Scope,
     Send,
@@ -40,6 +44,7 @@ from .exchange import (
 
 PREFIX = "/hooks"
 _HOOKS = b"/hooks/"
+_API_EVENTS = b"/api/events"
 _OF_REST = (b"/api/", b"/approvals/", b"/docs")
 
 
@@ -93,10 +98,13 @@ def _is_loopback(host: str) -> bool:
 class Route:
     """One called trigger, with what is computed before a request comes."""
 
-    __slots__ = ("allow", "emit", "limit", "methods", "parts", "path", "receive")
+    __slots__ = ("allow", "answered", "emit", "limit", "methods", "parts", "path", "receive")
 
-    def __init__(self, trigger: CalledTrigger, emit: Emitter, max_body_bytes: int) -> None:
+    def __init__(
+        self, trigger: CalledTrigger, emit: Emitter, answered: Histogram, max_body_bytes: int
+    ) -> None:
         unlock([trigger])
+        self.answered = answered
         self.path = PREFIX + trigger.route
         self.receive = trigger.receive
         self.emit = emit
@@ -159,7 +167,15 @@ class Ingest:
 
     def replace(self, routes: Sequence[tuple[CalledTrigger, Emitter]]) -> None:
         """Replace the routes; raises `SetupError` and changes nothing if one is invalid."""
-        made = [Route(trigger, emit, self._settings.max_body_bytes) for trigger, emit in routes]
+        made = [
+            Route(
+                trigger,
+                emit,
+                self._metrics.answer_seconds.labels(trigger.name),
+                self._settings.max_body_bytes,
+            )
+            for trigger, emit in routes
+        ]
         # Fixed parts before parameters, so that /t/all wins over /t/{tenant}.
         self._routes = sorted(made, key=lambda route: [part[:1] == "{" for part in route.parts])
         self._static = {route.path.encode(): route for route in made if "{" not in route.path}
@@ -192,6 +208,7 @@ class Ingest:
             return
         except Disconnected:
             return
+        began = perf_counter()
         reply = await route.receive(
             Inbound(
                 method=scope["method"],
@@ -206,6 +223,8 @@ class Ingest:
             route.emit,
         )
         await answer(reply, send)
+        if reply.status == 202 and not reply.waited:
+            route.answered.observe(perf_counter() - began)
 
     # ---- routes
 
@@ -248,6 +267,8 @@ class Ingest:
             app = await self.rest()
             if scope["method"] == "HEAD":  # a GET to the routes; the connection sends no body
                 scope = {**scope, "method": "GET"}
+            if path == _API_EVENTS and scope["method"] == "POST":
+                receive, send = _timed(receive, send, self._metrics.answer_seconds.labels("api"))
             await app(self._under_root(scope), receive, send)
         elif scope["method"] in ("GET", "HEAD"):
             if path == b"/metrics" and self._count is not None:
@@ -280,6 +301,24 @@ class Ingest:
 
     def _render(self) -> Reply:
         return Reply(status=200, body=self._metrics.render(), content_type=CONTENT_TYPE)
+
+
+def _timed(receive: Receive, send: Send, answered: Histogram) -> tuple[Receive, Send]:
+    """Observe how long after its body was read a request is answered, if it is accepted."""
+    began = inf
+
+    async def read() -> Message:
+        nonlocal began
+        message = await receive()
+        began = perf_counter()
+        return message
+
+    async def write(message: Message) -> None:
+        await send(message)
+        if message.get("status") == 202:
+            answered.observe(max(perf_counter() - began, 0))
+
+    return read, write
 
 
 _NO_PARAMS: Mapping[str, str] = {}

@@ -27,6 +27,7 @@ _WAIT_SECONDS = (
 )  # fmt: skip
 _DELAY_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_ANSWER_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
 
 
@@ -52,6 +53,12 @@ class Metrics:
             return Gauge(f"turnout_{name}", text, labels, registry=registry)
 
         self.events = counter("events", "Events by result.", "trigger", "result")
+        self.answer_seconds = histogram(
+            "answer_seconds",
+            "From when an accepted request was read to its answer; not if it waited for a result.",
+            "trigger",
+            bounds=_ANSWER_SECONDS,
+        )
         self.decisions = counter(
             "decisions", "Decisions not to start a run, by reason.", "flow", "reason"
         )
@@ -76,7 +83,8 @@ class Metrics:
             "scheduled_runs", "Runs whose time, or next try, has not come.", "flow"
         )
         self.wanted = gauge(
-            "wanted", "Runs that run, could start now, or will be due within a minute."
+            "wanted",
+            "Runs that run or could start now; runs, windows and ticks due within a minute.",
         )
         self.limit_used = gauge("limit_used", "Places in use at a named limit.", "limit")
         self.limit_max = gauge("limit_max", "Places of a named limit.", "limit")

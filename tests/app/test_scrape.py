@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +34,10 @@ async def blocks(data: dict) -> None:
 @flow(on=webhook("/sleeps"))
 async def sleeps(data: dict) -> None:
     await sleep(timedelta(seconds=data["seconds"]))
+
+@flow(on=webhook("/asks", respond="100ms"))
+async def asks(data: dict) -> None:
+    await sleep(timedelta(seconds=300))
 
 @flow(on=webhook("/quiet"))
 async def quiet(data: dict) -> None: ...
@@ -66,7 +71,24 @@ def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
             program.post("tells", {"region": region})
         free = shutil.disk_usage(tmp_path).free
         with prometheus(tmp_path, scrapes=program.port) as operator:
+            program.post("asks", {})
+            sent = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
+            token = (program.data / "api-token").read_text().strip()
+            program.ask(
+                "/api/events",
+                method="POST",
+                body=json.dumps(sent).encode(),
+                headers={
+                    "Authorization": f"Bearer {token}",
+                    "Content-Type": "application/cloudevents+json",
+                },
+            )
             for fact in (
+                # How long do senders wait? Not those that ask for a result.
+                'turnout_answer_seconds_bucket{trigger="webhook:/tells", le="0.25"} > 0',
+                'turnout_answer_seconds_count{trigger="webhook:/tells"} == 3',
+                'turnout_answer_seconds_count{trigger="webhook:/asks"} == 0',
+                'turnout_answer_seconds_count{trigger="api"} == 1',
                 # Is a thread or a process free, and how many are there?
                 'turnout_pool_used{pool="flow threads"} == 1',
                 'turnout_pool_max{pool="step threads"} == 32',

@@ -41,6 +41,17 @@ def refused(fast: int) -> dict[str, str]:
     }
 
 
+def answered_late(share: int) -> dict[str, str]:
+    """Return accepted requests of which `share` of 100 a minute are answered late for a while."""
+    minutes = 40 if share > 1 else 90
+    named = 'turnout_answer_seconds_{}{{trigger="webhook:/orders"{}}}'
+    after = (100 - share) * minutes
+    return {
+        named.format("count", ""): "0+100x200",
+        named.format("bucket", ',le="0.25"'): (f"0+{100 - share}x{minutes} {after + 100}+100x110"),
+    }
+
+
 def started_late(share: int) -> dict[str, str]:
     """Return runs of which `share` of 100 a minute start late for a while."""
     minutes = 40 if share > 10 else 90
@@ -84,6 +95,8 @@ CASES = {
     "TurnoutRestarts": Case({DELAY.format("count"): "0+50x3 0+50x3 0+50x3 0+50x3 0+50x90"}, 20, 60),
     "TurnoutRefusesFast": Case(refused(5), 30, 60),
     "TurnoutRefusesSlowly": Case(refused(1), 80, 130),
+    "TurnoutAnswersLateFast": Case(answered_late(5), 30, 60),
+    "TurnoutAnswersLateSlowly": Case(answered_late(1), 80, 130),
     "TurnoutStartsLateFast": Case(started_late(50), 30, 60),
     "TurnoutStartsLateSlowly": Case(started_late(8), 80, 130),
     "TurnoutTicksLate": Case(
@@ -145,6 +158,7 @@ def played(name: str, case: Case) -> dict[str, Any]:
     }
 
 
+@pytest.mark.timeout(60)  # promtool takes 10 s of a processor
 def test_each_alert_fires_and_resolves(tmp_path: Path) -> None:
     assert CASES.keys() == alerts().keys()
     tests = [played(name, case) for name, case in CASES.items()]

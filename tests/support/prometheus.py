@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ def tool(name: str) -> str:
 def promtool(*words: str | Path, given: bytes = b"") -> None:
     """Run promtool; fails with what it says unless it is content."""
     verdict = subprocess.run(
-        [tool("promtool"), *words], input=given, capture_output=True, check=False, timeout=20
+        [tool("promtool"), *words], input=given, capture_output=True, check=False, timeout=50
     )
     said = (verdict.stdout + verdict.stderr).decode()
     assert verdict.returncode == 0, said
@@ -47,15 +49,26 @@ class Prometheus:
 
     def ask(self, query: str) -> float | None:
         """Return the value of a query that finds one series, None while it finds none."""
+        found = self._values(query)
+        assert len(found) < 2, f"{query} finds {len(found)} series"
+        return found[0] if found else None
+
+    def shows(self, query: str) -> bool:
+        """Return whether a query finds a series with a number."""
+        return any(not math.isnan(value) for value in self._values(query))
+
+    def _values(self, query: str) -> list[float]:
         try:
             with urllib.request.urlopen(
                 self._url + urllib.parse.urlencode({"query": query}), timeout=5
             ) as answer:
                 found: list[dict[str, Any]] = json.loads(answer.read())["data"]["result"]
+        except urllib.error.HTTPError as refused:
+            assert refused.code == 503, f"{query}: {refused.read().decode()}"
+            return []  # it starts
         except OSError:
-            return None  # it starts
-        assert len(found) < 2, f"{query} finds {len(found)} series"
-        return float(found[0]["value"][1]) if found else None
+            return []
+        return [float(each["value"][1]) for each in found]
 
     def until(self, query: str, timeout: float = 10) -> None:
         """Wait until a query, such as a comparison, finds a series."""
@@ -63,14 +76,18 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, *, scrapes: int) -> Iterator[Prometheus]:
-    """Run a Prometheus that scrapes a port every 0.2 s; yields it once it has done so."""
+def prometheus(folder: Path, *, scrapes: int, rules: Path | None = None) -> Iterator[Prometheus]:
+    """Run a Prometheus that scrapes a port every 0.2 s; yields it once it has done so.
+
+    `rules` are evaluated every second.
+    """
     port = free_port()
     config = folder / "prometheus.yml"
     config.write_text(
         yaml.safe_dump(
             {
-                "global": {"scrape_interval": "200ms"},
+                "global": {"scrape_interval": "200ms", "evaluation_interval": "1s"},
+                "rule_files": [] if rules is None else [str(rules)],
                 "scrape_configs": [
                     {
                         "job_name": "turnout",
