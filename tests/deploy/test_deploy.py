@@ -31,6 +31,8 @@ from tests.support.prometheus import promtool, tool
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Counts, Metrics
 
+from .test_monitoring import queries
+
 pytestmark = pytest.mark.slow
 
 DEPLOY = CHECKOUT / "deploy"
@@ -236,7 +238,13 @@ def test_container_ends_as_a_user_who_is_not_root() -> None:
 
 def test_compose_refers_to_what_is_there_and_publishes_on_loopback_only() -> None:
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"turnout", "kafka", "prometheus"}
+    assert set(compose["services"]) == {
+        "turnout",
+        "kafka",
+        "prometheus",
+        "alertmanager",
+        "grafana",
+    }
     for name, service in compose["services"].items():
         if build := service.get("build"):
             context = DEPLOY / build["context"]
@@ -290,11 +298,14 @@ def test_prometheus_accepts_the_scrape_config_and_rules() -> None:
     promtool("check", "config", DEPLOY / "prometheus.yml")
 
 
-def test_rules_name_only_metrics_that_exist() -> None:
+def test_rules_and_dashboards_name_only_metrics_that_exist() -> None:
     metrics = Metrics()
     metrics.observe_counts(Counts)
     known = {family.name for family in metrics.registry.collect()}
     rules = yaml.safe_load((DEPLOY / "turnout.rules.yml").read_text())
-    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
-        for name in re.findall(r"\bturnout_[a-z_]+", rule["expr"]):
+    all_rules = [rule for group in rules["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in all_rules if "record" in rule}
+    for query in [rule["expr"] for rule in all_rules] + queries():
+        for name in re.findall(r"\bturnout_[a-z_]+", query):
             assert re.sub("_(bucket|count|total)$", "", name) in known, name
+        assert set(re.findall(r"\bturnout:[a-z0-9_:]+", query)) <= recorded
