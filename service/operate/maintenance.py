@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from turnout.service.domain.clock import PATIENCE, WallClock
 from turnout.service.domain.errors import JournalFull, Overloaded
@@ -25,6 +25,9 @@ log = get_logger("turnout.maintenance")
 INTERVAL_SECONDS = 30.0
 BATCH_ROWS = 500
 BATCHES_A_ROUND = 200
+
+_KEEP_ALERTS = timedelta(days=1)
+"""How long ended alerts are kept at least: messages of the last hour count to what may be sent."""
 
 
 class Maintenance:
@@ -87,6 +90,7 @@ class Maintenance:
                 limit=BATCH_ROWS,
             )
             rows += await self._prune_states(now)
+            rows += await self._prune_alerts(now)
             pruned += rows
             if not rows:
                 break
@@ -104,6 +108,14 @@ class Maintenance:
         return await self._journal.prune_states(
             unused_since=now - settings.keep_state - undeleted, now=now, limit=BATCH_ROWS
         )
+
+    async def _prune_alerts(self, now: datetime) -> int:
+        """Delete what has ended of alerts, as old as the failed runs that are deleted."""
+        kept = self._settings.keep_failed
+        if kept >= LONGEST:
+            return 0
+        ended_before = now - max(kept, _KEEP_ALERTS)
+        return await self._journal.prune_alerts(ended_before=ended_before, limit=BATCH_ROWS)
 
     def _is_clock_trusted(self) -> bool:
         ahead = self._clock.ahead

@@ -6,17 +6,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import apsw
 import orjson
 import pytest
 
 from tests.support.running import eventually, running
-from turnout import current, event, flow, sleep, wait_for
+from turnout import current, event, flow, notify, sleep, wait_for
 from turnout.service.domain.clock import WallClock
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
+from turnout.service.journal.sqlite.journal import SqliteJournal
 from turnout.service.operate.maintenance import Maintenance
 from turnout.service.operate.verbs import Emit
+from turnout.testing import serve
 
 
 @flow
@@ -145,3 +148,38 @@ def a_payment(order: str, at: datetime) -> Event:
         id=mint_id(), source="/bank", type="order.paid", time=at,
         body=orjson.dumps({"order": order, "by": "card"}), trigger="api", minted=True,
     )  # fmt: skip
+
+
+@flow(on_failure=notify("https://chat.example/hook"))
+async def told(event: Event) -> None:
+    if event.data == "bad":
+        raise ValueError("bad")
+
+
+@pytest.mark.parametrize(("keep_failed", "kept_days"), [("3d", 3), ("1m", 1)])
+async def test_alerts_and_messages_go_with_failed_runs_once_they_have_ended(
+    keep_failed: str, kept_days: int
+) -> None:
+    async with serve(told, keep_failed=keep_failed) as service:
+
+        def counts(database: apsw.Connection) -> tuple[int, int]:
+            """Return how many alerts and messages there are."""
+            alerts = database.execute("SELECT count(*) FROM alerts").get
+            return int(alerts), int(database.execute("SELECT count(*) FROM alert_messages").get)
+
+        async def rows() -> tuple[int, int]:
+            journal = service.journal
+            assert isinstance(journal, SqliteJournal)
+            return await journal.read(counts)
+
+        await service.run(told, "bad")
+        assert await rows() == (1, 1)
+        await service.advance(timedelta(days=40))
+        assert await rows() == (1, 0), "the alert is open, its message was sent long ago"
+        await service.run(told, "good")
+        await service.advance("10m")
+        assert await rows() == (1, 1), "it has recovered"
+        await service.advance(timedelta(days=kept_days, minutes=-20))
+        assert await rows() == (1, 1)
+        await service.advance("1h")
+        assert await rows() == (0, 0)

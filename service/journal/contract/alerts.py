@@ -125,6 +125,3 @@ class Alerts(AlertReads, Writable, Protocol):
 
     async def describe_flows(self, flows: Mapping[str, FlowAbout]) -> None:
         """Note what these flows say of themselves; others keep what they have said."""
-
-    async def prune_alerts(self, *, ended_before: datetime, limit: int) -> int:
-        """Delete alerts that have ended, and messages of them; returns rows."""

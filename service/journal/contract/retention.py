@@ -51,6 +51,12 @@ class Retention(Writable, Clearing, Protocol):
         that is not deleted yet has used may be older than it seems.
         """
 
+    async def prune_alerts(self, *, ended_before: datetime, limit: int) -> int:
+        """Delete up to `limit` alerts, and as many messages, that ended by then; returns rows.
+
+        Call it until it returns 0. Open alerts, messages that wait and expectations stay.
+        """
+
     async def prune_blobs(self) -> int:
         """Delete large results that no row names any more; returns how many bytes."""
 

@@ -189,7 +189,7 @@ class Alerting(Calls):
         await self._call(write)
 
     async def prune_alerts(self, *, ended_before: datetime, limit: int) -> int:
-        """Delete alerts that have ended, and messages of them; returns rows."""
+        """Delete alerts and messages that ended before; returns rows."""
         deleted: int = await self._call(
             lambda connection, _counters: alert_messages.prune(
                 connection, micros(ended_before), limit

@@ -106,7 +106,17 @@ SELECT queued_at, started_at, finished_at FROM runs WHERE state = 'succeeded' AN
 DELETE FROM alerts WHERE seq IN (SELECT seq FROM alerts WHERE ended_at <= ?1 LIMIT ?2);
 
 -- name: prune_messages
-DELETE FROM alert_messages WHERE seq IN (SELECT seq FROM alert_messages WHERE ended_at <= ?1 LIMIT ?2);
+-- Each step of the recursion jumps to the next channel of the index.
+WITH RECURSIVE channels (name) AS (
+    SELECT min(channel) FROM alert_messages WHERE ended_at IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(channel) FROM alert_messages WHERE ended_at IS NOT NULL AND channel > channels.name)
+    FROM channels WHERE channels.name IS NOT NULL
+)
+DELETE FROM alert_messages WHERE seq IN (
+    SELECT old.seq FROM channels CROSS JOIN alert_messages AS old ON old.channel = channels.name AND old.ended_at <= ?1
+    LIMIT ?2
+);
 
 -- name: described
 SELECT flow, owner, tags, description FROM described_flows;
