@@ -12,14 +12,16 @@ import ast
 import warnings as python_warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from turnout.service.domain.alerts import Channel
 from turnout.service.domain.errors import FOREIGN, SetupError
 from turnout.service.domain.trigger import parts_of
 from turnout.service.domain.units import utc_now
-from turnout.service.governance.secrets import has_value
+from turnout.service.governance.secrets import Secret, has_value
 
 from . import AnyFlow, problems
 from .arguments import arguments
@@ -78,6 +80,7 @@ def check(
         found += inside_classes(modules)
         found += unequal_budgets(modules)
         warnings = [*cautions(flows), *_over(flows)]
+        unknown += _unknown_to_channels(flows, files, secrets_folder)
         for module in modules:
             found += unawaited(module)
             for look in (misused, misplaced, arguments, commands):
@@ -164,23 +167,52 @@ def _names_defined(statement: ast.stmt) -> set[str]:
 
 
 def _unknown_secrets(file: Path, secrets_folder: Path | None) -> list[SetupError]:
-    """Return each `secret("NAME")` of a file that has no value here, with its line.
-
-    Read from the syntax tree, so that secrets in the bodies of flows are found too.
-    """
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, OSError):
-        return []
+    """Return each `secret("NAME")` of a file that has no value here, with its line."""
     return [
         SetupError(
             f"secret {name!r} has no value here; set the environment variable {name}",
             file=str(file),
             line=line,
         )
-        for name, line in _secret_names(tree)
+        for name, line in _secrets_in(file)
         if not has_value(name, secrets_folder)
     ]
+
+
+def _unknown_to_channels(
+    flows: Sequence[AnyFlow], files: Sequence[Path], secrets_folder: Path | None
+) -> Iterator[SetupError]:
+    """Yield the secrets without a value that channels of alerts have by default: `SMTP_URL`."""
+    written = {name for file in files for name, _ in _secrets_in(file)}
+    for flow in flows:
+        for channel, name in _secrets_of_channels(flow):
+            if name not in written and not has_value(name, secrets_folder):
+                yield SetupError(
+                    f"{flow.words}: {channel.name} takes the secret {name!r}, which has no value "
+                    f"here; set the environment variable {name}",
+                    file=flow.file,
+                    line=flow.line,
+                )
+
+
+def _secrets_of_channels(flow: AnyFlow) -> Iterator[tuple[Channel, str]]:
+    for channel in flow.alerts:
+        made: Any = channel  # of any class
+        for each in fields(made) if is_dataclass(made) else ():
+            value = getattr(channel, each.name)
+            if isinstance(value, Secret):
+                yield channel, value.name
+
+
+def _secrets_in(file: Path) -> list[tuple[str, int]]:
+    """Return the secrets that a file names, with their lines.
+
+    Read from the syntax tree, so that secrets in the bodies of flows are found too.
+    """
+    try:
+        return list(_secret_names(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError, OSError):
+        return []
 
 
 def _secret_names(tree: ast.AST) -> Iterator[tuple[str, int]]:

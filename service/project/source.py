@@ -62,9 +62,14 @@ class SourceVisitor(ast.NodeVisitor):
 
     def _enter(self, node: AnyFunction | ast.Lambda) -> None:
         self.entering(node)
+        decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+        for each in decorators:  # they are run outside of it
+            self.visit(each)
         self.functions.append(node)
         self._bound.append(set(_bound(node)))
-        self.generic_visit(node)
+        for part in ast.iter_child_nodes(node):
+            if part not in decorators:
+                self.visit(part)
         self._bound.pop()
         self.functions.pop()
 

@@ -726,6 +726,17 @@ TRIGGERS = (
         warns=True,
     ),
     InFile(
+        "mail to people without a mail server",
+        """
+        @flow(on_failure=notify.email("ops@example.com"))  # here
+        def report(): ...
+        """,
+        "flow 'report': email:ops@example.com takes the secret 'SMTP_URL', which has no value "
+        "here; set the environment variable SMTP_URL",
+        "set the environment variable SMTP_URL",
+        warns=True,
+    ),
+    InFile(
         "a path without its slash",
         """
         @flow(on=webhook("orders"))  # here
