@@ -97,9 +97,12 @@ def _what(row: dict[str, Any]) -> str:
 async def _read(
     settings: Settings, flow: str | None, owner: str | None, tag: str | None, *, ended: bool
 ) -> list[dict[str, Any]]:
+    from turnout.service.domain.clock import wall_clock
     from turnout.service.operate.alerts import alert_documents
 
     from .session import open_journal_reader
 
     async with open_journal_reader(settings) as reader:
-        return await alert_documents(reader, flow=flow, owner=owner, tag=tag, ended=ended)
+        return await alert_documents(
+            reader, flow=flow, owner=owner, tag=tag, ended=ended, now=wall_clock()()
+        )

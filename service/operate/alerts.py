@@ -64,11 +64,12 @@ async def alert_documents(
     owner: str | None = None,
     tag: str | None = None,
     ended: bool = False,
+    now: datetime,
 ) -> list[dict[str, Any]]:
     """Return the open alerts, or with `ended` all that are kept; the newest first."""
     about = await reader.flows_about()
     return [
-        alert_of(alert, about.get(alert.flow))
+        alert_of(alert, about.get(alert.flow), is_muted=_is_muted(alert, now))
         for alert in await reader.alerts(ended=ended, limit=MOST_LISTED)
         if flow in (None, alert.flow) and is_asked_for(about.get(alert.flow), owner, tag)
     ]
@@ -80,9 +81,12 @@ def is_asked_for(about: FlowAbout | None, owner: str | None, tag: str | None) ->
     return owner in (None, known.owner) and (tag is None or tag in known.tags)
 
 
-def alert_of(alert: StoredAlert, about: FlowAbout | None) -> dict[str, Any]:
+def _is_muted(alert: StoredAlert, now: datetime) -> bool:
+    return alert.muted_until is not None and now < alert.muted_until
+
+
+def alert_of(alert: StoredAlert, about: FlowAbout | None, *, is_muted: bool) -> dict[str, Any]:
     """Return an alert; `state` is open, muted, recovered or withdrawn."""
-    is_muted = alert.muted_until is not None
     return {
         "id": alert.id,
         "flow": alert.flow,

@@ -33,6 +33,11 @@ async def list_alerts(
     """
     return page_answer(
         await alert_documents(
-            service.journal, flow=flow, owner=owner, tag=tag, ended=state == "all"
+            service.journal,
+            flow=flow,
+            owner=owner,
+            tag=tag,
+            ended=state == "all",
+            now=service.now(),
         )
     )
