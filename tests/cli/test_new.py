@@ -180,7 +180,7 @@ PACKAGES = {
 }
 """By module: the package that has it, where that is called otherwise."""
 
-CORE = {"httpx", "pydantic", "turnout", *sys.stdlib_module_names}
+CORE = {"anyio", "httpx", "pydantic", "turnout", *sys.stdlib_module_names}
 
 
 def imported(source: str) -> set[str]:

@@ -4,7 +4,7 @@ Region and credentials are those of the environment, as for every client of AWS.
 """
 
 # /// script
-# dependencies = ["aiobotocore>=3"]
+# dependencies = ["aiobotocore>=3", "botocore"]
 # ///
 
 from collections.abc import AsyncIterator
