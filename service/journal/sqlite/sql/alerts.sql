@@ -1,5 +1,5 @@
 -- name: again
-UPDATE alerts SET times = times + ?4, last_at = max(last_at, ?5), error = coalesce(?6, error), run_id = coalesce(?7, run_id)
+UPDATE alerts SET times = times + ?4, last_at = ?5, error = coalesce(?6, error), run_id = coalesce(?7, run_id)
 WHERE flow = ?1 AND rule = ?2 AND cause = ?3 AND ended_at IS NULL;
 
 -- name: at_least
