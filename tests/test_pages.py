@@ -77,7 +77,7 @@ SECRETS = dict.fromkeys(
     (
         "GITHUB_SECRET", "PARTNER_SECRET", "CRM_TOKEN", "OPENAI_KEY", "SALES_URL", "REPORT_URL",
         "ALERT_URL", "SHOP_URL", "AIRFLOW_URL", "AIRFLOW_USER", "AIRFLOW_PASSWORD", "PREFECT_URL",
-        "DAGSTER_URL", "HOOK_SECRET", "CHAT_URL",
+        "DAGSTER_URL", "HOOK_SECRET", "CHAT_URL", "SMTP_URL",
     ),
     "of the page",
 )  # fmt: skip
