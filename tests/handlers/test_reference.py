@@ -27,6 +27,7 @@ ENTRIES = {(each.module, each.name): each for each in _reference.entries()}
 IDS = [name for _, name in ENTRIES]
 SECRETS = (
     "CHAT_URL",
+    "SMTP_URL",
     "SHOP_TOKEN",
     "PAGER_TOKEN",
     "CRM_KEY",
