@@ -97,8 +97,11 @@ def in_a_thread() -> str:
 
 @pytest.mark.alone
 def test_a_day_of_backoff_takes_less_than_a_tenth_of_a_second() -> None:
-    took = []
+    plain, took = [], []
     for _ in range(3):
+        started = time.perf_counter()
+        run(report)
+        plain.append(time.perf_counter() - started)
         done.clear()
         broken.update(users=1, thread=1)
         started = time.perf_counter()
@@ -106,7 +109,7 @@ def test_a_day_of_backoff_takes_less_than_a_tenth_of_a_second() -> None:
         took.append(time.perf_counter() - started)
         assert (result.state, result.took) == (RunState.SUCCEEDED, timedelta(days=1))
         assert result.steps["fetch#1"].tries == 2
-    assert min(took) < 0.1
+    assert min(took) < max(0.1, 2 * min(plain)), "on a slow machine: twice a run without"
 
 
 def test_a_flow_s_own_backoff_is_waited_for_too() -> None:
