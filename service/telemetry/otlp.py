@@ -125,7 +125,11 @@ class Exporter:
         """Send spans now, and return whether they were taken; blocks for up to 10 seconds."""
         from opentelemetry.sdk.trace.export import SpanExportResult
 
-        result = self._direct.export([self._made(each) for each in spans])
+        try:
+            result = self._direct.export([self._made(each) for each in spans])
+        except Exception as error:  # noqa: BLE001  of the packages: no run may suffer by it
+            log.warning("traces.failed", error=f"{type(error).__name__}: {error}")
+            result = SpanExportResult.FAILURE
         is_taken: bool = result is SpanExportResult.SUCCESS
         if is_taken == self._failing:
             self._failing = not is_taken

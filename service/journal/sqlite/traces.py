@@ -8,6 +8,7 @@ next commit. Not here: spans (`telemetry.traces`).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from .writer import CallJob
 _SQL = load("traces")
 _RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.seq = ? AND r.finished_at IS NOT NULL"
 _EVENT = f"SELECT {selected(ReadEvent._fields, 'e', body='NULL')} FROM events AS e WHERE e.seq = ?"
+_NOTE = re.compile(r"^([0-9]{1,18}) ([0-9]{1,18})\n", re.MULTILINE)
 _EVENT_OF_RUN = _EVENT.replace("= ?", "= (SELECT event_seq FROM runs WHERE seq = ?)")
 
 
@@ -77,9 +79,8 @@ class Tracing(Calls):
         await self._record_sent([(run.seq, _ended_at(run)) for run in sent])
 
     async def take_notes(self) -> None:
-        """Record what an earlier process has noted as sent; the last line may be cut off."""
-        text = await asyncio.to_thread(_read, self._notes)
-        noted = [line.split() for line in text.split("\n")[:-1]]
+        """Record what an earlier process has noted as sent, as far as a power cut has left it."""
+        noted = _NOTE.findall(await asyncio.to_thread(_read, self._notes))
         if noted:
             await self._record_sent([(int(seq), int(at)) for seq, at in noted])
 
@@ -96,7 +97,7 @@ class Tracing(Calls):
 
 
 def _read(path: Path) -> str:
-    return path.read_text("ascii") if path.exists() else ""
+    return path.read_text("ascii", "replace") if path.exists() else ""
 
 
 def _ended_at(run: Run) -> int:
