@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from turnout.service.alerts.watch import Alerts
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.dispatch.executor import Executor
 from turnout.service.dispatch.waiters import Waiters
+from turnout.service.domain.errors import JournalFull
 from turnout.service.domain.event import Event
 from turnout.service.domain.resource import Resource, Resources
 from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
@@ -346,13 +347,16 @@ class Process:
         self.alerts.serve(project.flows.values())
 
     async def describe(self) -> None:
-        """Note what the flows say of themselves, for filters and lists without the service."""
-        await self.journal.describe_flows(
-            {
-                flow.name: FlowAbout(flow.owner, flow.tags, flow.description)
-                for flow in self.project.flows.values()
-            }
-        )
+        """Note what the flows say of themselves, for filters and lists without the service.
+
+        On a full disk they keep what they have said before.
+        """
+        about = {
+            flow.name: FlowAbout(flow.owner, flow.tags, flow.description)
+            for flow in self.project.flows.values()
+        }
+        with suppress(JournalFull):
+            await self.journal.describe_flows(about)
 
     async def start_triggers(self) -> None:
         """Start the triggers."""

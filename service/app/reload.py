@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from turnout.service.dispatch.attempts import until_writable
@@ -77,8 +76,7 @@ async def reload_project(process: Process, project: Project) -> None:
     await process.pauses.refresh()
     process.windows.recheck()  # of flows that come back, or have another name now
     process.alerts.recheck()
-    with suppress(JournalFull):  # filters wait for the next reload
-        await process.describe()
+    await process.describe()
     for name in set(process.emitters) - known:
         process.supervisor.start(process.emitters[name])
 
