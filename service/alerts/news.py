@@ -25,7 +25,7 @@ def news_of(alert: StoredAlert, now: datetime) -> News | None:
     """Return what there is to tell of an open alert, None if nothing."""
     if alert.told_at is None:
         return News.OPENED
-    if is_muted(alert, now):
+    if alert.is_muted(now):
         return None
     if alert.count >= alert.told_count * GROWTH:
         return News.GROWN
@@ -33,11 +33,6 @@ def news_of(alert: StoredAlert, now: datetime) -> News | None:
     if is_on and now >= _repeated_at(alert, alert.told_at, now):
         return News.REPEATED
     return None
-
-
-def is_muted(alert: StoredAlert, now: datetime) -> bool:
-    """Whether an operator has muted an alert."""
-    return alert.muted_until is not None and now < alert.muted_until
 
 
 def _repeated_at(alert: StoredAlert, told_at: datetime, now: datetime) -> datetime:
@@ -51,7 +46,7 @@ def next_at(alert: StoredAlert, now: datetime) -> datetime | None:
     quiet_at = alert.last_at + QUIET
     if now < quiet_at and alert.rule in (AlertRule.FAILURE, AlertRule.FINISH_WITHIN):
         return quiet_at
-    if is_muted(alert, now):
+    if alert.is_muted(now):
         return alert.muted_until
     if alert.rule is AlertRule.FAILURE and alert.last_at <= told_at:
         return None

@@ -69,7 +69,7 @@ async def alert_documents(
     """Return the open alerts, or with `ended` all that are kept; the newest first."""
     about = await reader.flows_about()
     return [
-        alert_of(alert, about.get(alert.flow), is_muted=_is_muted(alert, now))
+        alert_of(alert, is_muted=alert.is_muted(now)) | documents.about_of(about.get(alert.flow))
         for alert in await reader.alerts(ended=ended, limit=MOST_LISTED)
         if flow in (None, alert.flow) and is_asked_for(about.get(alert.flow), owner, tag)
     ]
@@ -81,11 +81,7 @@ def is_asked_for(about: FlowAbout | None, owner: str | None, tag: str | None) ->
     return owner in (None, known.owner) and (tag is None or tag in known.tags)
 
 
-def _is_muted(alert: StoredAlert, now: datetime) -> bool:
-    return alert.muted_until is not None and now < alert.muted_until
-
-
-def alert_of(alert: StoredAlert, about: FlowAbout | None, *, is_muted: bool) -> dict[str, Any]:
+def alert_of(alert: StoredAlert, *, is_muted: bool) -> dict[str, Any]:
     """Return an alert; `state` is open, muted, recovered or withdrawn."""
     return {
         "id": alert.id,
@@ -104,5 +100,4 @@ def alert_of(alert: StoredAlert, about: FlowAbout | None, *, is_muted: bool) -> 
         "note": alert.note,
         "run": alert.run_id,
         "error": None if alert.error is None else alert.error.as_dict(),
-        **documents.about_of(about),
     }

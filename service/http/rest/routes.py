@@ -397,7 +397,7 @@ ROUTES: tuple[Route[Any], ...] = (
         'The body may be {"for": "2h", "note": WHY, "by": WHO}; without "for" it is muted until it '
         "is over.\n409 if it is over.",
         body=MUTE,
-        document=lambda _verb, alert: alert_of(alert, None, is_muted=True),
+        document=lambda _verb, alert: alert_of(alert, is_muted=True),
     ),
     Route(
         verb=ClearCache,

@@ -39,6 +39,10 @@ class StoredAlert:
     ended_at: datetime | None
     ended: Ended | None
 
+    def is_muted(self, now: datetime) -> bool:
+        """Whether an operator has muted it."""
+        return self.muted_until is not None and now < self.muted_until
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewMessage:
