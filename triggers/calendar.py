@@ -35,7 +35,7 @@ from cronsim import CronSim, CronSimError
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import LONGEST as MOST
 from turnout.service.domain.units import format_duration, utc_now
-from turnout.service.domain.zones import load_zone as load_zone
+from turnout.service.domain.zones import load_zone
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",

@@ -16,7 +16,7 @@ from turnout.service.domain.errors import MisplacedTask, SetupError
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
-from turnout.service.domain.units import format_duration, parse_duration
+from turnout.service.domain.units import format_duration, parse_duration, to_the_second
 from turnout.service.governance import secrets
 from turnout.service.journal.records import Taking
 from turnout.service.steps.author_code import where
@@ -67,7 +67,7 @@ class BudgetSpent(Fail):
 
     def __str__(self) -> str:
         """Return what is spent, and when something is free again."""
-        at = self.free_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+        at = to_the_second(self.free_at)
         return f"budget {self.name!r} is spent: {self.used} of {self.max_changes}; free at {at}"
 
 

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from turnout.service.domain.alerts import AlertRule
 from turnout.service.domain.deadline import Deadline
-from turnout.service.domain.units import format_duration
+from turnout.service.domain.units import format_duration, to_the_second
 from turnout.service.journal.contract import Alerts
 from turnout.service.journal.records import Expectation, StoredAlert, Success
 from turnout.service.project import AnyFlow
@@ -90,7 +90,7 @@ class Judge:
                 rule,
                 now=now,
                 detail=f"no run has succeeded for {_words(now - last)}: the last one {first} at "
-                f"{_stamp(last)}",
+                f"{to_the_second(last)}",
                 seen_at=last,
             )
         return Judged(now < due, min(due, now + _KEEP_UP) if now < due else None)
@@ -109,14 +109,14 @@ class Judge:
             judged = [each for each, _ in zip(passed, range(_MOST_MISSED), strict=False)]
             missed = [each for each in judged if not _is_met(deadline, each, successes)]
             if missed:
-                since = _stamp(deadline.day_before(missed[0]))
+                since = to_the_second(deadline.day_before(missed[0]))
                 await self._journal.raise_alert(
                     flow.name,
                     rule,
                     now=self._now,
                     add=len(missed),
                     detail=f"no run that was accepted since {since} had succeeded by "
-                    f"{_stamp(missed[0])}",
+                    f"{to_the_second(missed[0])}",
                     seen_at=last,
                 )
             elif judged:
@@ -159,7 +159,3 @@ def _runs(count: int) -> str:
 def _words(length: timedelta) -> str:
     """Return a duration to the second."""
     return format_duration(timedelta(seconds=round(length.total_seconds())))
-
-
-def _stamp(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")

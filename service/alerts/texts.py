@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from turnout.service.domain.alerts import AlertRule, Message, News
-from turnout.service.domain.units import format_duration
+from turnout.service.domain.units import format_duration, to_the_second
 from turnout.service.governance import secrets
 from turnout.service.journal.records import StoredAlert
 from turnout.service.project import AnyFlow
@@ -35,9 +35,9 @@ def document_of(
         "step": None if error is None else error.step,
         "run": alert.run_id,
         "count": alert.count,
-        "since": _stamp(alert.opened_at),
-        "last": _stamp(alert.last_at),
-        "at": _stamp(now),
+        "since": to_the_second(alert.opened_at),
+        "last": to_the_second(alert.last_at),
+        "at": to_the_second(now),
         "owner": flow.owner,
         "tags": list(flow.tags),
         "description": flow.description,
@@ -116,7 +116,3 @@ def _summary(document: Mapping[str, Any]) -> tuple[str, list[str]]:
     if len(parts) > _MOST_PARTS:
         lines.append(f"and {len(parts) - _MOST_PARTS} more: turnout alerts --all")
     return f"{len(parts)} alerts that were held back", lines
-
-
-def _stamp(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds").replace("+00:00", "Z")

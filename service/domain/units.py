@@ -106,6 +106,11 @@ def format_duration(value: timedelta) -> str:
     return "".join(parts) or "0s"
 
 
+def to_the_second(at: datetime) -> str:
+    """Return an instant as people read it, in UTC: `2026-01-31T09:00:00Z`."""
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def parse_size(value: str | int) -> int:
     """Read a size in bytes such as `"1MiB"`; a plain number is bytes; raises `SetupError`."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from turnout.service.domain.decisions import Fact
 from turnout.service.domain.run import UNFINISHED, Run, RunState
-from turnout.service.domain.units import format_duration
+from turnout.service.domain.units import format_duration, to_the_second
 from turnout.service.domain.waiting import Cause, Waiting
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
@@ -116,7 +116,7 @@ def _journaled(run: Run, steps: Sequence[OpenStep], *, is_served: bool) -> Waiti
         return _at_steps(steps)
     if run.state in (RunState.SCHEDULED, RunState.RETRYING, RunState.WAITING) and run.due_at:
         what = "its next try" if run.state is RunState.RETRYING else "its time"
-        until = _words(run.due_at)
+        until = to_the_second(run.due_at)
         return Waiting(Cause.INSTANT, f"for {what}, at {until}", {"until": run.due_at})
     if is_served:
         return None
@@ -131,7 +131,7 @@ def _in_window(window: StoredWindow | None) -> Waiting | None:
     words = f"for its {window.settings.kind}(…) to close"
     if window.due_at is not None:
         facts["until"] = window.due_at
-        words += f", at {_words(window.due_at)}"
+        words += f", at {to_the_second(window.due_at)}"
     return Waiting(Cause.INSTANT, f"{words}; it has {window.members} events", facts)
 
 
@@ -183,7 +183,7 @@ def _at_step(step: OpenStep) -> Waiting:
     else:
         cause, detail = Cause.INSTANT, "for its time"
     if until is not None:
-        detail += f", until {_words(datetime.fromisoformat(until))}"
+        detail += f", until {to_the_second(datetime.fromisoformat(until))}"
     return Waiting(cause, detail, facts)
 
 
@@ -196,15 +196,11 @@ def _polls(step: OpenStep) -> Waiting:
     lasts = format_duration(timedelta(seconds=round(taken) if taken > 1 else taken))
     if end is not None:
         lasts += f" of {format_duration(datetime.fromisoformat(end) - since)}"
-    detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {_words(due_at)}"
+    detail = f"polls {note['poll']}, look {note['looks'] + 1}, next at {to_the_second(due_at)}"
     facts: dict[str, Fact] = {"step": step.key, "until": due_at, "poll": note["poll"]}
     facts["looks"] = note["looks"]
     said = f"; the last one said: {note['said']}" if note["said"] else ""
     return Waiting(Cause.INSTANT, f"for a result: {detail}, for {lasts}{said}", facts)
-
-
-def _words(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def paused(flow: str, pause: StoredPause) -> Waiting:
@@ -214,7 +210,7 @@ def paused(flow: str, pause: StoredPause) -> Waiting:
     what = "everything" if pause.name == EVERYTHING else f"flow {flow!r}"
     words = f"for {what} to be resumed"
     if pause.until is not None:
-        words += f", at {_words(pause.until)} at the latest"
+        words += f", at {to_the_second(pause.until)} at the latest"
     told = ", ".join(text for text in (pause.by and f"by {pause.by}", pause.note) if text)
     given = {name: value for name, value in facts.items() if value is not None}
     return Waiting(Cause.PAUSE, f"{words} (paused {told})" if told else words, given)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-from turnout.service.domain.tracebacks import OWN_FOLDER as OWN_FOLDER
-from turnout.service.domain.tracebacks import innermost, is_own, is_standard
+from turnout.service.domain.tracebacks import OWN_FOLDER, innermost, is_own, is_standard
 
 
 def where() -> str:

@@ -17,8 +17,9 @@ from types import CodeType, CoroutineType
 from typing import Any, NamedTuple, TypeVar
 
 from turnout.service.domain.errors import NotAwaited
+from turnout.service.domain.tracebacks import OWN_FOLDER
 
-from .author_code import OWN_FOLDER, calling_frame
+from .author_code import calling_frame
 from .scope import Scope, current_scope
 
 T = TypeVar("T")

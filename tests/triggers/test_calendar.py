@@ -15,7 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import SetupError
-from turnout.triggers.calendar import ALIASES, Cron, Every, Once, Schedule, cron_fields, load_zone
+from turnout.service.domain.zones import load_zone
+from turnout.triggers.calendar import ALIASES, Cron, Every, Once, Schedule, cron_fields
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.event import Event
-from turnout.triggers.calendar import load_zone
+from turnout.service.domain.zones import load_zone
 from turnout.triggers.timers import Timer
 
 load_zone("UTC")  # as a service does before its loop runs: it reads a file

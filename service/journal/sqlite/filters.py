@@ -121,12 +121,11 @@ def _by_id(which: Filter) -> tuple[str, list[Any] | None]:
 
 def _pairs(connection: apsw.Connection, which: Filter) -> Sequence[tuple[str, str]] | None:
     """Return the (state, flow) pairs to search, or None to walk back over all runs."""
+    states = [which.state] if which.state is not None else list(RunState)
     if which.flow is not None:
-        states = [which.state] if which.state is not None else list(RunState)
         return [(state.value, which.flow) for state in states]
     if which.owner is not None or which.tag is not None:
         described = _described(connection, which)
-        states = [which.state] if which.state is not None else list(RunState)
         pairs = [(state.value, flow) for flow in described for state in states]
         return None if len(pairs) > _MOST_PARTS else pairs or [("", "")]
     if which.state is None or which.state is RunState.SUCCEEDED:
