@@ -81,7 +81,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, clock, sock, flow_paths, tasks, reload=reload)
         except* JournalBroken as broken:
-            _end_broken(str(_first_of(broken)))
+            await _end_broken(journal, str(_first_of(broken)))
     return EXIT_OK
 
 
@@ -229,18 +229,23 @@ def _end_by_callback(
 async def _end_when_broken(journal: OpenJournal) -> None:
     # At once: an exception would wait for runs, and a thread may never return.
     await journal.broken.wait()
-    reason = journal.writable or "the journal's disk failed"
+    await _end_broken(journal, journal.writable or "the journal's disk failed")
+
+
+async def _end_broken(journal: Lifecycle, symptom: str) -> NoReturn:
+    """End the program, and say rather what happened to the files than how it was noticed."""
+    reason = symptom
     with suppress(TimeoutError):  # a disk that hangs
         async with asyncio.timeout(_LOOK_SECONDS):
-            reason = await journal.look_at_files() or reason  # rather the cause than its symptom
-    _end_broken(reason)
+            reason = await journal.look_at_files() or symptom
+    _end(reason)
 
 
 async def _end_if_lost(journal: Lifecycle) -> None:
     """Check once more at the end that no journal file was lost."""
     lost = await journal.look_at_files()
     if lost is not None:
-        _end_broken(lost)
+        _end(lost)
 
 
 def _first_of(error: BaseException) -> BaseException:
@@ -250,7 +255,7 @@ def _first_of(error: BaseException) -> BaseException:
     return error
 
 
-def _end_broken(reason: str) -> NoReturn:
+def _end(reason: str) -> NoReturn:
     log.error("journal.broken", error=reason)
     sys.stderr.flush()
     os._exit(EXIT_IO)
