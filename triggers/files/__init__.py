@@ -303,11 +303,11 @@ class FilesTrigger:
         if action is None or subject is None:
             return None
         moved: str | None = None
+        tag = event.extensions.get("fileversion", event.id)[:_TAG_CHARACTERS]
         if isinstance(action, Delete):
-            await to_thread.run_sync(delete_file, subject)
+            await to_thread.run_sync(delete_file, subject, tag)
         elif (target := self._target(action)) != subject.root:
-            version = event.extensions.get("fileversion", event.id)
-            moved = await to_thread.run_sync(move_file, subject, target, version[:_TAG_CHARACTERS])
+            moved = await to_thread.run_sync(move_file, subject, target, tag)
         await self._close(subject, emit)
         if moved is None:
             return None
@@ -330,15 +330,16 @@ class FilesTrigger:
     async def _close(self, subject: Subject, emit: Emitter) -> None:
         """Remove the position of the same version once the file is gone."""
         await self.positions.load_once(emit)
-        known = subject.inode is not None and self.positions.knows(
-            subject.path, Version(subject.inode, subject.size, subject.mtime_ns, 0)
-        )
-        if known and not await to_thread.run_sync(
-            os.path.lexists, Path(subject.root, subject.path)
-        ):
-            positions = self.positions.closing([subject.path])
-            await emit([], positions)
-            self.positions.apply(positions)
+        async with self.positions.changing:
+            known = subject.inode is not None and self.positions.knows(
+                subject.path, Version(subject.inode, subject.size, subject.mtime_ns, 0)
+            )
+            if known and not await to_thread.run_sync(
+                os.path.lexists, Path(subject.root, subject.path)
+            ):
+                positions = self.positions.closing([subject.path])
+                await emit([], positions)
+                self.positions.apply(positions)
 
 
 # ---------------------------------------------------------------- notifications

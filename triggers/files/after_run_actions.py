@@ -3,10 +3,11 @@
 Safe to repeat after a crash at any point: a file that has arrived is recognised by its inode or, on
 another file system, by size, mtime and content. Nothing is ever overwritten: if the name is taken,
 part of the event's id goes in front of the suffix. Only the version that the event was about is
-touched. A newer one stays and has its own event. A file that is open for writing waits
-(`TooEarly`), where the kernel can tell: local files of the service's own user. Folders below the
-watched root and below the target are entered through no symbolic link. On return the change is on
-disk, folders included.
+touched. A newer one stays and has its own event, also one that is renamed into place while this
+works: a file is taken away under a hidden name, looked at once more, and put back if it is another.
+A file that is open for writing waits (`TooEarly`), where the kernel can tell: local files of the
+service's own user. Folders below the watched root and below the target are entered through no
+symbolic link. On return the change is on disk, folders included.
 
 Everything here blocks and must run in a thread.
 """
@@ -67,19 +68,17 @@ class Subject(NamedTuple):
         )
 
 
-def _refuse_written(folder: int, name: str) -> None:
-    """Refuse a file that is open for writing: what is written becomes another version and event."""
-    if is_written(folder, name):
-        raise TooEarly(f"{name!r} is open for writing")
+def delete_file(subject: Subject, tag: str) -> None:
+    """Delete the file if it is unchanged; a missing file is fine. Raises `TooEarly`.
 
-
-def delete_file(subject: Subject) -> None:
-    """Delete the file if it is unchanged; a missing file is fine. Raises `TooEarly`."""
+    `tag` makes its hidden name while it is taken away.
+    """
     folder, _, name = subject.path.rpartition("/")
     with contextlib.suppress(FileNotFoundError), opened(subject.root, folder) as source:
+        _put_back(source, name, tag)
         if subject.is_same(_status(source, name)):
             _refuse_written(source, name)
-            os.unlink(name, dir_fd=source)
+            _take_away(subject, source, name, tag)
             os.fsync(source)
 
 
@@ -94,6 +93,7 @@ def move_file(subject: Subject, target: str, tag: str) -> str | None:
         goal = stack.enter_context(_made(target, folder))
         try:
             source = stack.enter_context(opened(subject.root, folder))
+            _put_back(source, name, tag)
             status = _status(source, name)
         except FileNotFoundError:
             source, status = -1, None
@@ -123,14 +123,52 @@ def _move(subject: Subject, source: int, goal: int, name: str, tag: str) -> str 
         raise FileExistsError(errno.EEXIST, "both names are taken in the target folder", name)
     os.fsync(goal)
     with contextlib.suppress(FileNotFoundError):
-        status = _status(source, name)
-        if subject.is_same(status):
-            os.unlink(name, dir_fd=source)
-        elif os.path.samestat(status, _status(goal, chosen)):  # it has just been written to
-            os.unlink(chosen, dir_fd=goal)
+        there = _take_away(subject, source, name, tag)
+        if there is not None and os.path.samestat(there, _status(goal, chosen)):
+            os.unlink(chosen, dir_fd=goal)  # it has just been written to, or was never ours
             return None
     os.fsync(source)
     return chosen
+
+
+def _take_away(subject: Subject, folder: int, name: str, tag: str) -> os.stat_result | None:
+    """Remove the file from its folder; returns the status of another one that has its name by now.
+
+    Between a look and a removal another program may rename a file into place, and that one would be
+    removed unseen. Under its hidden name nobody replaces or opens it. Raises `TooEarly` when it was
+    opened for writing just before.
+    """
+    os.rename(name, _part(tag), src_dir_fd=folder, dst_dir_fd=folder)
+    try:
+        status = _status(folder, _part(tag))
+        if not subject.is_same(status):
+            return status
+        _refuse_written(folder, _part(tag))
+        _remove(folder, _part(tag))
+        return None
+    finally:
+        _put_back(folder, name, tag)
+
+
+def _put_back(folder: int, name: str, tag: str) -> None:
+    """Give a file under its hidden name its own name again, also one that a crash has left.
+
+    If the name is taken it goes: that newer file would have replaced it there.
+    """
+    with contextlib.suppress(FileNotFoundError, FileExistsError):
+        try:
+            os.link(_part(tag), name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename(folder, folder, _part(tag), name)
+    _remove(folder, _part(tag))
+
+
+def _refuse_written(folder: int, name: str) -> None:
+    """Refuse a file that is open for writing: what is written becomes another version and event."""
+    if is_written(folder, name):
+        raise TooEarly(f"{name!r} is open for writing")
 
 
 def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:
@@ -144,6 +182,9 @@ def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag:
             _copy(subject, source, goal, name, chosen, tag)
         elif error.errno in _NO_LINKS:
             _rename(source, goal, name, chosen)
+            if not subject.is_same(_status(goal, chosen)):
+                _rename(goal, source, chosen, name)
+                raise TriggerError(f"{name!r} changed while it was moved") from None
         else:
             raise
 

@@ -7,7 +7,9 @@ whenever a position is removed or replaced. It is part of every event id: the sa
 by hand is another event. Position `/device` is the file system of the files, so that an unmounted
 volume is not taken for an emptied folder.
 
-Memory changes only by `apply`, with what the journal has stored.
+Memory changes only by `apply`, with what the journal has stored. The watch and the actions after
+runs both change positions: each holds `changing` from what it decides by to its `apply`, so that
+neither removes what the other has just stored.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import asyncio
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import anyio
 
 from turnout.service.domain.trigger import Emitter
 
@@ -35,6 +39,7 @@ class FilePositions:
     def __init__(self) -> None:
         self.generation = 0
         self.device: str | None = None
+        self.changing = anyio.Lock()  # not asyncio's, which serves only one event loop
         self._rows: dict[str, str] = {}
         self._loaded = False
 

@@ -42,6 +42,9 @@ class Recorder:
 
     async def open(self, files: Sequence[FileVersion]) -> bool:
         """Emit these files; False when the journal refused, after a wait: look at them again."""
+        return await self._store(lambda: self._opening(files))
+
+    def _opening(self, files: Sequence[FileVersion]) -> tuple[list[Event], PositionChanges]:
         events: list[Event] = []
         positions: PositionChanges = {}
         time = self._emit.now()
@@ -53,24 +56,27 @@ class Recorder:
             events.append(self._make_event(event_file, time))
         if self._positions.device != self.device:
             positions[DEVICE] = self.device
-        return await self._store(events, positions)
+        return events, positions
 
     async def close(self, paths: Iterable[str]) -> None:
         """Remove the positions of files that are gone; returns when that is done."""
         listed = [path for path in paths if path in self._positions]
         for start in range(0, len(listed), BATCH):
             some = listed[start : start + BATCH]
-            while not await self._store([], self._positions.closing(some)):
+            while not await self._store(lambda: ([], self._positions.closing(some))):  # noqa: B023  awaited here
                 pass
 
     async def move_to_device(self) -> None:
         """Store that the files are on another file system than before."""
-        while not await self._store([], {DEVICE: self.device}):
+        while not await self._store(lambda: ([], {DEVICE: self.device})):
             pass
 
-    async def _store(self, events: Sequence[Event], positions: PositionChanges) -> bool:
+    async def _store(self, decide: Callable[[], tuple[list[Event], PositionChanges]]) -> bool:
         try:
-            receipts = await self._emit(events, positions)
+            async with self._positions.changing:
+                events, positions = decide()
+                receipts = await self._emit(events, positions)
+                self._positions.apply(positions)
         except (Overloaded, JournalFull) as error:
             self._emit.down(str(error))
             self._is_down = True
@@ -78,7 +84,6 @@ class Recorder:
             wait = error.retry_after_seconds if isinstance(error, Overloaded) else shortest
             await asyncio.sleep(min(max(wait, shortest), longest))
             return False
-        self._positions.apply(positions)
         for event, receipt in zip(events, receipts, strict=True):
             if receipt.duplicate:  # it starts nothing, so `then=` leaves it where it is
                 log.info("file.duplicate", path=event.subject, event=receipt.event)

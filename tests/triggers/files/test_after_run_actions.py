@@ -7,8 +7,10 @@ import errno
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,13 +57,26 @@ def mount_apart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "link", link)
 
 
-@pytest.fixture(params=["same file system", "another mount of it", "another file system"])
+def refuse_links(patch: pytest.MonkeyPatch) -> None:
+    """Let no file be linked, as on a file system without hard links."""
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    patch.setattr(os, "link", no_links)
+
+
+@pytest.fixture(
+    params=["same file system", "no links", "another mount of it", "another file system"]
+)
 def done(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
     if request.param != "another file system":
         if request.param == "another mount of it":
             mount_apart(monkeypatch)
+        if request.param == "no links":
+            refuse_links(monkeypatch)
         yield tmp_path / "deep" / "done"
         return
     other = Path("/dev/shm")
@@ -113,51 +128,98 @@ def test_moving_again_finds_it_under_the_other_name(inbox: Path, done: Path) -> 
     assert move_file(what, str(done), TAG) == first == str(done / f"a-{TAG}.csv")
 
 
-def test_a_crash_before_the_old_name_was_taken_away(
-    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    what = subject(inbox, "a.csv")
-    real = os.unlink
-
-    def crash(path: str, *, dir_fd: int | None = None) -> None:
-        if path == "a.csv":
-            raise KeyboardInterrupt
-        real(path, dir_fd=dir_fd)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", crash)
-        with pytest.raises(KeyboardInterrupt):
-            move_file(what, str(done), TAG)
-    assert contents(inbox)["a.csv"] == contents(done)["a.csv"] == "one"
-    assert move_file(what, str(done), TAG) == str(done / "a.csv")
-    assert "a.csv" not in contents(inbox)
-    assert contents(done) == {"a.csv": "one"}
-
-
-def test_where_links_are_not_allowed_it_renames(
-    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if done.is_relative_to("/dev/shm"):
-        pytest.skip("another file system is copied to")
-
-    def no_links(*_: object, **__: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    done.mkdir(parents=True)
-    (done / "a.csv").write_text("older")
-    assert move_file(subject(inbox, "a.csv"), str(done), TAG) == str(done / f"a-{TAG}.csv")
-    assert contents(done) == {"a.csv": "older", f"a-{TAG}.csv": "one"}
-    assert "a.csv" not in contents(inbox)
-
-
 def test_a_newer_version_stays_where_it_is(inbox: Path, done: Path) -> None:
     what = subject(inbox, "a.csv")
     (inbox / "a.csv").write_text("newer one")
     assert move_file(what, str(done), TAG) is None
-    delete_file(what)
+    delete_file(what, TAG)
     assert contents(inbox)["a.csv"] == "newer one"
     assert contents(done) == {}
+
+
+# ---------------------------------------------------------------- a file that comes in between
+
+
+def arriving(inbox: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> list[str]:
+    """Let another program rename a new file into place right before so many-th rename or unlink.
+
+    Returns what it has done by then, so that a test knows whether the moment came.
+    """
+    came: list[str] = []
+    calls = count(1)
+
+    def after(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **named: Any) -> None:
+            if next(calls) == before:
+                (inbox / "new.tmp").write_text("newer")
+                replace(inbox / "new.tmp", inbox / "a.csv")
+                came.append("newer")
+            real(*arguments, **named)
+
+        return call
+
+    replace = os.replace
+    for name in ("rename", "unlink", "link"):
+        monkeypatch.setattr(os, name, after(getattr(os, name)))
+    return came
+
+
+@pytest.mark.parametrize("before", range(1, 9))
+def test_a_file_that_is_renamed_into_place_while_the_old_one_is_moved_stays(
+    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    what = subject(inbox, "a.csv")
+    with monkeypatch.context() as patch:
+        came = arriving(inbox, patch, before)
+        with contextlib.suppress(TriggerError):
+            move_file(what, str(done), TAG)
+    found = contents(inbox)
+    move_file(what, str(done), TAG)
+    assert contents(inbox) == found, "nothing is left but the file"
+    assert contents(done) in ({}, {"a.csv": "one"})
+    if came:
+        assert found == {"a.csv": "newer", "s/b.csv": "two"}
+    else:
+        assert found == {"s/b.csv": "two"} and contents(done) == {"a.csv": "one"}
+
+
+@pytest.mark.parametrize("before", range(1, 5))
+def test_a_file_that_is_renamed_into_place_while_the_old_one_is_deleted_stays(
+    inbox: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    what = subject(inbox, "a.csv")
+    came = arriving(inbox, monkeypatch, before)
+    delete_file(what, TAG)
+    assert contents(inbox) == {"s/b.csv": "two"} | ({"a.csv": "newer"} if came else {})
+
+
+@pytest.mark.parametrize("call", ["link", "rename", "unlink", "fsync"])
+@pytest.mark.parametrize("at", range(1, 5))
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_crash_while_the_old_file_is_taken_away_leaves_the_newer_one(
+    inbox: Path, done: Path, monkeypatch: pytest.MonkeyPatch, call: str, at: int, newer: bool
+) -> None:
+    what = subject(inbox, "a.csv")
+    calls = count(1)
+    real = getattr(os, call)
+
+    def dies(*arguments: Any, **named: Any) -> None:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        real(*arguments, **named)
+
+    crashed = True
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, call, dies)
+        move_file(what, str(done), TAG)
+        crashed = False
+    if newer:
+        (inbox / "new.tmp").write_text("newer")
+        (inbox / "new.tmp").replace(inbox / "a.csv")
+    move_file(what, str(done), TAG)
+    assert contents(inbox) == {"s/b.csv": "two"} | ({"a.csv": "newer"} if newer else {})
+    kept = [text for text in contents(done).values() if text]  # without links a crash leaves a name
+    assert kept == ["one"] or (newer and crashed and not kept)
 
 
 def test_a_file_that_is_gone_is_fine(inbox: Path, done: Path) -> None:
@@ -165,13 +227,13 @@ def test_a_file_that_is_gone_is_fine(inbox: Path, done: Path) -> None:
     (inbox / "s" / "b.csv").unlink()
     (inbox / "s").rmdir()
     assert move_file(what, str(done), TAG) is None
-    delete_file(what)
+    delete_file(what, TAG)
 
 
 def test_deletes(inbox: Path) -> None:
     what = subject(inbox, "a.csv")
-    delete_file(what)
-    delete_file(what)
+    delete_file(what, TAG)
+    delete_file(what, TAG)
     assert contents(inbox) == {"s/b.csv": "two"}
 
 
@@ -265,7 +327,7 @@ def test_a_file_that_is_open_for_writing_waits(inbox: Path, done: Path) -> None:
         with pytest.raises(TooEarly):
             move_file(what, str(done), TAG)
         with pytest.raises(TooEarly):
-            delete_file(what)
+            delete_file(what, TAG)
         assert (inbox / "a.csv").read_text() == "one"
         assert contents(done) == {}
     with (inbox / "a.csv").open():  # a reader is no reason to wait

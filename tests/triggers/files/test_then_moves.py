@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.event import Event
@@ -94,3 +98,31 @@ async def test_a_version_that_came_meanwhile_stays_and_has_its_own_event(tmp_pat
         moved = await ended(trigger, emit, second)
     assert content(moved) == b"three"
     assert rows(emit) == set()
+
+
+async def test_a_new_file_that_takes_the_name_of_a_moved_one_is_one_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emit = RecordingEmitter()
+    trigger = files(f"{tmp_path}/*.csv", settle="10ms", rescan="100ms", then=move("done/"))
+    real = os.path.lexists
+
+    def slow(path: Path) -> bool:
+        """Look, and let a new file come before the answer is used."""
+        found = real(path)
+        if not found:
+            (tmp_path / "a.csv").write_text("second")
+            until = time.monotonic() + 0.3
+            while len(emit.deliveries) < 2 and time.monotonic() < until:
+                time.sleep(0.005)
+        return found
+
+    async with watch(trigger, emit):
+        (tmp_path / "a.csv").write_text("first")
+        await emit.stored(1)
+        monkeypatch.setattr(os.path, "lexists", slow)
+        await ended(trigger, emit, emit.events[0])
+        await emit.stored(2)
+        assert rows(emit) == {"a.csv"}, "the next scan knows it"
+    assert names(emit) == ["a.csv", "a.csv"]
+    assert len(emit.deliveries) == 2
