@@ -105,28 +105,29 @@ async def _stop(made: AIOKafkaConsumer) -> None:
     coordinator = made._coordinator
     if coordinator is not None and coordinator.generation == 0:
         await _leave(coordinator)  # some brokers count from 0; the client takes that for no member
-    if await _ended(made.stop, _STOP_SECONDS):
+    if await ended(made.stop, _STOP_SECONDS):
         return
     # Its stop did not end (no broker, or a rebalance): close its tasks and connections here.
     if coordinator is not None:
-        await _ended(coordinator._stop_heartbeat_task)
-        await _ended(coordinator._stop_commit_offsets_refresh_task)
+        await ended(coordinator._stop_heartbeat_task)
+        await ended(coordinator._stop_commit_offsets_refresh_task)
         await _leave(coordinator)
     if made._fetcher is not None:
-        await _ended(made._fetcher.close)
-    await _ended(made._client.close)
+        await ended(made._fetcher.close)
+    await ended(made._client.close)
 
 
 async def _leave(coordinator: Any) -> None:
     if coordinator.member_id:
         leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
-        await _ended(partial(coordinator._send_req, leave))
+        await ended(partial(coordinator._send_req, leave))
 
 
-async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bool:
+async def ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bool:
     """Run one step of closing down, with a timeout; returns whether it succeeded.
 
-    The client raises CancelledError here when its broker is away: only a real cancel passes.
+    Only a real cancel passes: the client raises CancelledError itself when its broker is away. And
+    every real cancel does, though the client swallows one that comes while it waits for its tasks.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -134,8 +135,9 @@ async def _ended(step: Callable[[], Awaitable[Any]], seconds: float = 0.1) -> bo
     try:
         async with asyncio.timeout(seconds):
             await step()
+        done = True
     except (*CLIENT_ERRORS, asyncio.CancelledError):
-        if task.cancelling() > cancels:
-            raise
-        return False
-    return True
+        done = False
+    if task.cancelling() > cancels:
+        raise asyncio.CancelledError
+    return done

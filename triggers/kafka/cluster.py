@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +14,13 @@ from aiokafka.admin import (  # type: ignore[import-untyped]  # it carries no ty
 from aiokafka.conn import create_conn  # type: ignore[import-untyped]  # as above
 from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
     KafkaConnectionError,
-    KafkaError,
     for_code,
 )
 from aiokafka.protocol.metadata import MetadataRequest  # type: ignore[import-untyped]  # as above
 
 from turnout.service.domain.errors import TriggerError
 
-from .client import ANSWER_SECONDS, as_trigger_error, started
+from .client import ANSWER_SECONDS, as_trigger_error, ended, started
 
 _COPIES = 3
 _TOPIC_ALREADY_EXISTS = 36
@@ -71,8 +69,7 @@ async def describe(
                     await _create(admin, missing, create, copies)
                     missing.clear()
         finally:
-            with suppress(KafkaError, OSError):
-                await admin.close()
+            await ended(admin.close, ANSWER_SECONDS)
     problem = None
     if missing:
         problem = (

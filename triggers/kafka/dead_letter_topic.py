@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]  # it carr
 from turnout.service.domain.event import OWN_EXTENSIONS, Event
 from turnout.service.domain.trigger import Emitter
 
-from .client import as_trigger_error
+from .client import as_trigger_error, ended, started
 from .record import bytes_of, headers_of, is_structured
 
 _SECONDS = 30.0
@@ -33,7 +33,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
             async with asyncio.timeout(_SECONDS):
                 producer = AIOKafkaProducer(**emit.connection("kafka"), acks="all")
                 try:
-                    await producer.start()
+                    await started(producer)
                     key = event.extensions.get("partitionkey")
                     await producer.send_and_wait(
                         topic,
@@ -42,7 +42,7 @@ async def post(topic: str, event: Event, failure: str, emit: Emitter) -> None:
                         headers=_headers(event, failure),
                     )
                 finally:
-                    await producer.stop()
+                    await ended(producer.stop, _SECONDS)
 
 
 def _value(event: Event) -> bytes | None:

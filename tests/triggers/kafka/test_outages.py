@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import (  # type: ignore[import-untyped]  # it carries no types
+    AIOKafkaAdminClient,
+)
 
 from tests.support.brokers import Broker, PrivateKafka, unique
 from tests.support.trigger_contract import (
@@ -182,6 +185,23 @@ async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker)
         for member in members:
             member.cancel()
     assert len(emit.deliveries) == len(emit.by_identity) == 600
+
+
+async def test_a_cancel_that_the_client_swallows_while_it_closes_is_not_lost(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await kafka.create_topic()
+    trigger = kafka_trigger(topic, group=unique("group"))
+    real = AIOKafkaAdminClient.close
+
+    async def close(admin: AIOKafkaAdminClient) -> None:
+        asyncio.get_running_loop().call_soon(trying.cancel)  # while it waits for its own task
+        await real(admin)
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "close", close)
+    trying = asyncio.get_running_loop().create_task(trigger.run(emitter_for(kafka)))
+    await asyncio.wait([trying], timeout=5)
+    assert trying.cancelled()
 
 
 async def test_brokers_that_go_away_show_and_come_back(private_kafka: PrivateKafka) -> None:
