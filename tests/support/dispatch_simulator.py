@@ -109,6 +109,8 @@ class SimulatedRun:
     @property
     def leftovers(self) -> int:
         """Attempts that lost their claim and still work."""
+        if not self.code:  # as with most: this is asked of each run at each step
+            return 0
         return sum(claim != self.claim or self.state is not S.RUNNING for claim in self.code)
 
     @property
@@ -330,7 +332,7 @@ class DispatchSimulator:
         return sum(
             run.slots_of(limit)
             for run in self.live
-            if limit in run.flow.limits and run.key_of(limit) == key
+            if run.key_of(limit) == key and limit in run.flow.limits
         )
 
     def same_key(self, run: SimulatedRun) -> Iterator[SimulatedRun]:

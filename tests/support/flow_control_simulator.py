@@ -384,6 +384,8 @@ class FlowControlSimulator(DispatchSimulator):
 
         It came when that was up again, and they are let go one after the other.
         """
+        if all(rule.name != "needs" for rule in self.rules[run.flow.number]):
+            return False
         rivals = [other for other in self.live if other.flow is run.flow]
         return any(level(o) == level(run) and "needs" in self.why_not(o) for o in rivals)
 
