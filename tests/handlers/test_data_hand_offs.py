@@ -24,9 +24,10 @@ import pytest
 from tests.bench.peers import services
 from tests.faults.crash_points import forgetting
 from tests.support import CHECKOUT
+from tests.support.boundaries import behind_ours, killed_at
 from tests.support.peer_server import stub
 from tests.support.program import Program, killed_once, supervised, until
-from tests.support.stand_ins import Cloud, aws, behind, sftp
+from tests.support.stand_ins import Cloud, aws, sftp
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -35,27 +36,6 @@ PATIENCE = 120.0
 """Seconds; the machine may be busy with other tests."""
 
 TOKEN = "the-token-of-this-test"
-
-DIES = """
-import asyncio
-from turnout.service.journal.sqlite.journal import SqliteJournal
-
-def dies(name, key_of, recorded):
-    honest = getattr(SqliteJournal, name)
-    async def write(self, *arguments, **named):
-        if recorded: await honest(self, *arguments, **named)
-        if key_of(*arguments) == {boundary!r}: die()
-        if not recorded: await honest(self, *arguments, **named)
-    def begin(self, *arguments, **named):
-        return asyncio.get_running_loop().create_task(write(self, *arguments, **named))
-    setattr(SqliteJournal, name, begin)
-
-of_step = lambda claim, step, *others: f"{{step.key}} {{step.state}}"
-dies("record_step", of_step, {recorded})
-dies("record_artefacts", of_step, {recorded})
-dies("record", lambda run, outcome: f"run {{outcome.state}}", {recorded})
-"""
-"""Kills the service when what `boundary` names was done, before or after that is recorded."""
 
 
 class Served:
@@ -164,7 +144,7 @@ class Backup(Served):
             shim.write_text(f'{note}exec {shutil.which(name)} "$@"\n')
             shim.chmod(0o755)
         path = f"{folder}/bin:{os.environ['PATH']}"
-        code = behind("clients") + sabotage
+        code = behind_ours("clients") + sabotage
         flows = EXAMPLES / "systems" / "backup.py"
         super().__init__(folder, flows, code, PATH=path, **where, **cloud.env)
         self._logged = len(cloud.log.read_text())
@@ -221,8 +201,7 @@ BOUNDARIES = [
 def test_a_backup_killed_at_a_boundary_does_no_recorded_step_again(
     tmp_path: Path, cloud: Cloud, database: dict[str, str], boundary: str
 ) -> None:
-    code = DIES.format(boundary=boundary, recorded=False)
-    it = Backup(tmp_path, cloud, database, sabotage=killed_once(code))
+    it = Backup(tmp_path, cloud, database, sabotage=killed_at(boundary))
     with it.program.start() as program:
         program.ready(PATIENCE)
         with supervised(program, most_restarts=2) as deaths:
@@ -237,8 +216,8 @@ def test_the_check_notices_a_recorded_step_that_is_done_again(
     tmp_path: Path, cloud: Cloud, database: dict[str, str]
 ) -> None:
     boundary = "prune#1 succeeded"
-    code = DIES.format(boundary=boundary, recorded=False) + forgetting("store#1")
-    it = Backup(tmp_path, cloud, database, sabotage=killed_once(code))
+    code = killed_at(boundary) + forgetting("store#1")
+    it = Backup(tmp_path, cloud, database, sabotage=code)
     with it.program.start() as program:
         program.ready(PATIENCE)
         with supervised(program, most_restarts=2):
@@ -251,7 +230,7 @@ def test_the_check_notices_a_recorded_step_that_is_done_again(
 def test_a_backup_that_was_damaged_in_s3_is_removed_and_the_old_ones_stay(
     tmp_path: Path, cloud: Cloud, database: dict[str, str]
 ) -> None:
-    code = killed_once(DIES.format(boundary="store#1 succeeded", recorded=True))
+    code = killed_at("store#1 succeeded", recorded=True)
     it = Backup(tmp_path, cloud, database, sabotage=code)
     with it.program.start() as program:
         program.ready(PATIENCE)
@@ -297,7 +276,7 @@ class Partner(Served):
         assert text.count('every("1m")') == 1  # ticks of its own would come between
         flows = folder / "sftp_drop.py"
         flows.write_text(text.replace('every("1m")', 'every("1m", start="2090-01-01T00:00Z")'))
-        super().__init__(folder, flows, behind("clients") + sabotage, PARTNER_SFTP=where)
+        super().__init__(folder, flows, behind_ours("clients") + sabotage, PARTNER_SFTP=where)
 
     @property
     def seen(self) -> list[str]:
@@ -314,8 +293,7 @@ def test_what_is_dropped_is_booked_and_moved_once_over_a_kill(
     tmp_path: Path, boundary: str
 ) -> None:
     with sftp(tmp_path) as where:
-        code = killed_once(DIES.format(boundary=boundary, recorded=False))
-        it = Partner(tmp_path, where, code)
+        it = Partner(tmp_path, where, killed_at(boundary))
         with it.program.start() as program:
             program.ready(PATIENCE)
             with supervised(program, most_restarts=2) as deaths:
@@ -364,7 +342,6 @@ def test_a_partner_never_sees_half_a_file(tmp_path: Path, killed: bool) -> None:
 @pytest.mark.parametrize("boundary", ["none", "summarise#1 succeeded"])
 def test_pages_of_readings_become_the_summary_of_a_day(tmp_path: Path, boundary: str) -> None:
     readings = [{"sensor": "b", "value": 1.0}, {"sensor": "a", "value": None}]
-    code = killed_once(DIES.format(boundary=boundary, recorded=False))
     with stub() as web:
         for days in (0, 1):  # it may be midnight
             day = (datetime.now(UTC) - timedelta(days=days)).date().isoformat()
@@ -373,7 +350,9 @@ def test_pages_of_readings_become_the_summary_of_a_day(tmp_path: Path, boundary:
             web.bodies[f"{path}1"] = {"readings": [{"sensor": "b", "value": 4.0}], "pages": 2}
             web.statuses[f"{path}1"] = [503, 200]
         flows = EXAMPLES / "data" / "readings.py"
-        it = Served(tmp_path, flows, behind("data") + code, READINGS_URL=web.url)
+        it = Served(
+            tmp_path, flows, behind_ours("data") + killed_at(boundary), READINGS_URL=web.url
+        )
         with it.program.start() as program:
             program.ready(PATIENCE)
             with supervised(program, most_restarts=2) as deaths:

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from tests.support import CHECKOUT
+from tests.support.boundaries import behind_ours, killed_at
 from tests.support.injected_clock import InjectedClock
 from tests.support.peer_server import Stub, stub
 from tests.support.ports import free_port
-from tests.support.program import Program, environment, killed_once, supervised, until
-from tests.support.stand_ins import Cloud, Cluster, aws, behind, kubernetes
+from tests.support.program import Program, environment, supervised, until
+from tests.support.stand_ins import Cloud, Cluster, aws, kubernetes
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -36,21 +37,6 @@ TEN = ("PATCH", PATCH, {"spec": {"replicas": 10}})
 LOOKS = "if found := await tagged(client, key):\n            return found"
 LOOKS_AWAY = "if found := []:\n            return found"
 """Breaks the promise: what was started before a crash is not looked for."""
-
-DIES = """
-import asyncio
-from turnout.service.journal.sqlite.journal import SqliteJournal
-
-honest = SqliteJournal.record_step
-
-async def write(self, claim, step):
-    if {recorded}: await honest(self, claim, step)
-    if f"{{step.key}} {{step.state}}" == "provision#1 succeeded": die()
-    if not {recorded}: await honest(self, claim, step)
-
-SqliteJournal.record_step = lambda *given: asyncio.get_running_loop().create_task(write(*given))
-"""
-"""Kills the service when machines were started, before or after that is recorded."""
 
 
 class Infrastructure:
@@ -75,12 +61,12 @@ class Infrastructure:
             data=folder / "data",
             log=folder / "log",
             env=self.env,
-            sabotage=behind("clients") + sabotage,
+            sabotage=behind_ours("clients") + sabotage,
         )
 
     def command(self, *words: str) -> str:
         """Run a `turnout` command to its end; returns what it printed."""
-        code = behind("clients") + "from turnout.service.cli import main\nmain()"
+        code = behind_ours("clients") + "from turnout.service.cli import main\nmain()"
         done = subprocess.run(
             [sys.executable, "-c", code, *words],
             cwd=self.folder, env=environment(self.env), capture_output=True, text=True, check=False,
@@ -255,7 +241,7 @@ def test_s12_a_kill_after_the_start_of_machines_starts_no_more(
     edited: dict[str, tuple[str, str]],
     machines: int,
 ) -> None:
-    it = Infrastructure(tmp_path, env, killed_once(DIES.format(recorded=False)), **edited)
+    it = Infrastructure(tmp_path, env, killed_at("provision#1 succeeded"), **edited)
     with it.program.start() as program:
         program.ready(PATIENCE)
         with supervised(program, most_restarts=2) as deaths:
@@ -362,7 +348,7 @@ def test_a_scaling_that_never_gets_ready_is_put_back_but_not_over_anothers(
 def test_a_machine_that_is_lost_takes_the_others_of_its_run_along(
     tmp_path: Path, env: dict[str, str], cloud: Cloud
 ) -> None:
-    it = Infrastructure(tmp_path, env, killed_once(DIES.format(recorded=True)))
+    it = Infrastructure(tmp_path, env, killed_at("provision#1 succeeded", recorded=True))
     with it.program.start() as program:
         program.ready(PATIENCE)
         run = program.post("machines", {"image": "ami-1", "least": 3, "most": 3})

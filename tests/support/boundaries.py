@@ -1,4 +1,4 @@
-"""Kills the program between a step and its record: what has been done then is not known."""
+"""Kills the program beside the record of a step: before it, nobody knows what has been done."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from tests.bench.peers import python_of
 from tests.support.program import killed_once
 
 _DIES = """
+import asyncio
 from turnout.service.journal.sqlite.journal import SqliteJournal
 
-honest_step, honest_run = SqliteJournal.record_step, SqliteJournal.record
-honest_artefacts = SqliteJournal.record_artefacts
+def dies(name, key_of):
+    honest = getattr(SqliteJournal, name)
 
-async def record_artefacts(self, claim, step, *more, **named):
-    if {boundary!r} == f"{{step.key}} {{step.state}}": die()
-    await honest_artefacts(self, claim, step, *more, **named)
+    async def write(self, *arguments, **named):
+        is_here = key_of(*arguments) == {boundary!r}
+        if is_here and not {recorded}: die()
+        await honest(self, *arguments, **named)
+        if is_here: die()
 
-def record_step(self, claim, step):
-    if {boundary!r} == f"{{step.key}} {{step.state}}": die()
-    return honest_step(self, claim, step)
+    def begin(self, *arguments, **named):
+        return asyncio.get_running_loop().create_task(write(self, *arguments, **named))
 
-async def record(self, run, outcome, **named):
-    if {boundary!r} == f"run {{outcome.state}}": die()
-    await honest_run(self, run, outcome, **named)
+    setattr(SqliteJournal, name, begin)
 
-SqliteJournal.record_step, SqliteJournal.record = record_step, record
-SqliteJournal.record_artefacts = record_artefacts
+of_step = lambda claim, step, *others: f"{{step.key}} {{step.state}}"
+dies("record_step", of_step)
+dies("record_artefacts", of_step)
+dies("record", lambda run, outcome: f"run {{outcome.state}}")
 """
 
 
-def killed_at(boundary: str) -> str:
-    """Return sabotage: the program dies once, before it records what `boundary` names.
+def killed_at(boundary: str, *, recorded: bool = False) -> str:
+    """Return sabotage: the program dies once, before it records what `boundary` names, or after.
 
     A boundary is a step and its state, `hand_off#1 succeeded`, or `run succeeded`.
     """
-    return killed_once(_DIES.format(boundary=boundary))
+    return killed_once(_DIES.format(boundary=boundary, recorded=recorded))
 
 
 def library_of(peer: str) -> Path:

@@ -20,19 +20,11 @@ from tests.bench.peers import SCRIPTS, program_of, python_of, services
 
 from .ports import free_port
 
-BEHIND = "import sys; sys.path.append({library!r})\n"
-
 AWS = {
     "AWS_ACCESS_KEY_ID": "of-the-test",
     "AWS_SECRET_ACCESS_KEY": "of-the-test",
     "AWS_DEFAULT_REGION": "eu-west-1",
 }
-
-
-def behind(environment: str) -> str:
-    """Return code that lets a program find the packages of an environment behind its own."""
-    library = next(python_of(environment).parents[1].glob("lib/*/site-packages"))
-    return BEHIND.format(library=str(library))
 
 
 class Cluster:
