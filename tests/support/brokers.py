@@ -50,6 +50,10 @@ logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 SCRIPT = CHECKOUT / "deploy" / "kafka" / "broker"
 START_SECONDS = 60.0
 STEP_SECONDS = 0.02
+CHECKPOINT = "bootstrap.checkpoint"
+
+_formatted: list[bytes] = []
+"""The checkpoint of the first broker that the script has formatted: the same for all brokers."""
 
 PrivateKafka = Callable[..., AbstractAsyncContextManager["Broker"]]
 
@@ -110,6 +114,8 @@ class Broker:
         """Start it without waiting. Call it from the main thread: the broker dies with that."""
         assert self.folder is not None, "a broker that was given cannot be started"
         assert not self.alive, "it runs"
+        if self.kind == "apache" and _formatted and not (self.folder / "log").exists():
+            _format(self.folder / "log")
         with self._log("out").open("wb") as out, self._log("problems").open("ab") as problems:
             self._child = subprocess.Popen(
                 self._command(),
@@ -124,6 +130,9 @@ class Broker:
         """Whether it serves; fails when it has ended, or at `deadline` on the monotonic clock."""
         if self.kind == "apache":
             ready = b"Kafka is ready" in self._log("out").read_bytes()
+            if ready and not _formatted:
+                assert self.folder is not None
+                _formatted.append((self.folder / "log" / CHECKPOINT).read_bytes())
         else:
             ready = listens(self.port)
         if not ready and (not self.alive or time.monotonic() > deadline):
@@ -300,6 +309,16 @@ def make_broker(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broke
     port = free_ports(3)
     return Broker(
         kind=kind, bootstrap=f"127.0.0.1:{port}", folder=folder, port=port, overrides=overrides
+    )
+
+
+def _format(log: Path) -> None:
+    """Format a folder as the first broker's was, with an identity of its own and without Java."""
+    log.mkdir()
+    (log / CHECKPOINT).write_bytes(_formatted[0])
+    cluster, folder = secrets.token_urlsafe(16), secrets.token_urlsafe(16)
+    (log / "meta.properties").write_text(
+        f"version=1\nnode.id=1\ncluster.id={cluster}\ndirectory.id={folder}\n"
     )
 
 
