@@ -1,4 +1,4 @@
-"""Two workers test this checkout side by side, and a test that measures time runs alone.
+"""Workers test this checkout side by side, and a test that measures time runs alone.
 
 `deploy/test` starts the workers. A test marked `alone` begins when what other workers run has
 ended, and they begin nothing before its own end. Waiting for that is not part of its timeout.
