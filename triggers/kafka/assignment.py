@@ -37,7 +37,8 @@ class Assignment:
         """Begin a generation with these partitions."""
         self.generation += 1
         self.leaving = False
-        self.without_start = set(partitions)
+        self.without_start.clear()
+        self.find_start(partitions)
 
     def revoke(self) -> None:
         """End the generation."""
@@ -51,10 +52,23 @@ class Assignment:
         position = self.started_at[partition] = self.position(partition)
         self.decoders[partition] = decoder
         self._consumer.seek(partition, position.next)
+        self._consumer.resume(partition)
+
+    def find_start(self, partitions: Iterable[TopicPartition]) -> None:
+        """Read nothing of these partitions before their start is chosen.
+
+        Nothing is fetched meanwhile: a fetch that waits for records holds up what is asked of the
+        same broker behind it, half a second each.
+        """
+        added = set(partitions)
+        self.without_start |= added
+        for partition in added:
+            with suppress(IllegalStateError):
+                self._consumer.pause(partition)
 
     def find_starts_again(self) -> None:
         """Read nothing more before the start of every partition is chosen again."""
-        self.without_start |= self.decoders.keys()
+        self.find_start(self.decoders)
 
     def position(self, partition: TopicPartition) -> Position:
         """Return the stored position of a partition whose start is known."""

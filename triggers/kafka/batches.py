@@ -212,7 +212,7 @@ class Batches:
             for one, before in doubtful.items()
             if one in cuts or is_another_topic(before, its[one].topic)
         }
-        self._assignment.without_start |= others
+        self._assignment.find_start(others)
         if others:
             self._assignment.rewind()
         return not others

@@ -85,7 +85,7 @@ class ClusterCheck:
             self.show_lag(partition, readable)
             bounds = Bounds(0, end, None, its[partition].topic, cut=cuts.get(partition))
             if is_different_log(self._assignment.position(partition), bounds):
-                self._assignment.without_start.add(partition)
+                self._assignment.find_start([partition])
         self._tell_progress(asked_at, {one: readable for one, (readable, _) in ends.items()})
 
     def _tell_progress(self, asked_at: float, ends: Mapping[TopicPartition, int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiokafka.client import AIOKafkaClient  # type: ignore[import-untyped]  # it carries no types
 
 from tests.support.brokers import Broker, unique
 from tests.support.trigger_contract import (
@@ -21,6 +22,7 @@ from turnout.handlers.flow import flow
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
+from turnout.triggers.kafka.start_offsets import StartOffsets
 
 from .reading import (
     Item,
@@ -34,6 +36,10 @@ from .reading import (
 )
 
 __all__ = ["quick_rebalances"]  # the fixture
+
+
+FETCH = 1
+"""The number of the request for records."""
 
 
 class KafkaCase:
@@ -188,6 +194,37 @@ async def test_latest_is_resolved_once(tmp_path: Path, kafka: Broker) -> None:
     async with serving(tmp_path, kafka, keep) as process:
         runs = await ended(process, 1)
     assert [run.result for run in runs] == [b"2"]
+
+
+async def test_nothing_is_fetched_before_a_start_is_chosen(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that waits for records would hold up what is asked of the same broker behind it."""
+    topic = await kafka.create_topic()
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
+    emit = emitter_for(kafka)
+    began, chosen, asked = 0, 0, 0
+    choose, send = StartOffsets.choose, AIOKafkaClient.send
+
+    async def counted(self: StartOffsets, *rest: Any) -> Any:
+        nonlocal began, chosen
+        began += 1
+        found = await choose(self, *rest)
+        chosen += 1
+        return found
+
+    async def noted(self: AIOKafkaClient, node: int, request: Any, **more: Any) -> Any:
+        nonlocal asked
+        asked += began > chosen and request.API_KEY == FETCH
+        return await send(self, node, request, **more)
+
+    monkeypatch.setattr(StartOffsets, "choose", counted)
+    monkeypatch.setattr(AIOKafkaClient, "send", noted)
+    for count in (1, 2, 3):
+        async with watch(trigger, emit):
+            await kafka.send(topic, [b"%d" % count])
+            await emit.stored(count)
+    assert (chosen, asked) == (3, 0)
 
 
 async def test_more_at_hand_than_one_turn_takes_is_read_to_the_end(kafka: Broker) -> None:
