@@ -32,7 +32,7 @@ TESTS = Path(__file__).parent
 NOT_CORE = (TESTS / "faults", TESTS / "bench")
 
 
-BROKERS = {"kafka", "private_kafka", "lone_kafka", "mock_cluster"}
+BROKERS = {"kafka", "private_kafka", "proxied_kafka", "lone_kafka", "mock_cluster"}
 BROKER_TEST_SECONDS = 60
 """A broker that is started, killed or rebalanced in a test takes seconds of its own."""
 

@@ -23,7 +23,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,19 @@ class Broker:
     def sasl(self) -> Login | None:
         """The listener that asks for a password, where there is one."""
         return Login(f"127.0.0.1:{self.port + 2}") if self.kind == "apache" else None
+
+    @asynccontextmanager
+    async def proxied(self) -> AsyncIterator[Broker]:
+        """Put a `Proxy` before a listener of its own; whoever uses this broker itself is not cut.
+
+        Returns the broker as clients of the proxy see it. Apache Kafka only.
+        """
+        proxy = Proxy(self.port + 3, self.port + 4)
+        await proxy.heal()
+        try:
+            yield replace(self, bootstrap=proxy.address, proxy=proxy)
+        finally:
+            proxy.cut()
 
     # ---- life
 
@@ -288,8 +301,12 @@ class Broker:
         login = self.sasl
         assert login is not None
         module = "org.apache.kafka.common.security.plain.PlainLoginModule"
-        yield f"listeners=PLAINTEXT://{own},CONTROLLER://{controller},SASL://{login.bootstrap}"
-        yield f"advertised.listeners=PLAINTEXT://{self.bootstrap},SASL://{login.bootstrap}"
+        behind, proxy = (f"127.0.0.1:{self.port + offset}" for offset in (3, 4))
+        sasl = f"SASL://{login.bootstrap}"
+        yield f"listeners=PLAINTEXT://{own},CONTROLLER://{controller},{sasl},PROXIED://{behind}"
+        yield f"advertised.listeners=PLAINTEXT://{self.bootstrap},{sasl},PROXIED://{proxy}"
+        plain = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT"
+        yield f"listener.security.protocol.map={plain},SASL:SASL_PLAINTEXT"
         yield "sasl.enabled.mechanisms=PLAIN"
         yield (
             f"listener.name.sasl.plain.sasl.jaas.config={module} required "
@@ -306,7 +323,7 @@ class Broker:
 def make_broker(kind: str, folder: Path, overrides: Sequence[str] = ()) -> Broker:
     """Return a broker, not started, with its data in `folder`."""
     folder.mkdir(exist_ok=True)
-    port = free_ports(3)
+    port = free_ports(5)
     return Broker(
         kind=kind, bootstrap=f"127.0.0.1:{port}", folder=folder, port=port, overrides=overrides
     )

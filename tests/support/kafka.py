@@ -7,7 +7,8 @@ CI and a named skip elsewhere.
 
 The fixture `kafka` is one broker for the whole session: make topics and groups of your own on it
 and leave it alive. `lone_kafka` is one for the tests of a file, which may kill it and start it
-again. `private_kafka` makes brokers that a test may also cut off, or give settings of their own.
+again. `proxied_kafka` is one that a test may cut off. `private_kafka` makes brokers of the test's
+own, which may have settings of their own.
 """
 
 from __future__ import annotations
@@ -98,11 +99,21 @@ def private_kafka(request: pytest.FixtureRequest, tmp_path: Path) -> PrivateKafk
     return make
 
 
+@pytest.fixture
+async def proxied_kafka(kafka: Broker, private_kafka: PrivateKafka) -> AsyncIterator[Broker]:
+    """Return a broker behind a `Proxy`: the session's own, seen through it, where it can be."""
+    made = kafka.proxied() if kafka.kind == "apache" else private_kafka(proxied=True)
+    async with made as broker:
+        yield broker
+
+
 @pytest.fixture(scope="module")
 def _broker_of_the_file(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Broker]:
-    broker = make_broker(_own_kind(request.config), tmp_path_factory.mktemp("kafka"))
+    folder = tmp_path_factory.mktemp("kafka")
+    # After a kill it waits until its former life has timed out.
+    broker = make_broker(_own_kind(request.config), folder, ["broker.session.timeout.ms=1000"])
     yield broker
     broker.kill()
 

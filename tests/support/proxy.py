@@ -10,11 +10,11 @@ from .ports import free_port
 class Proxy:
     """A TCP proxy on loopback that may cut, refuse and slow down connections."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, port: int | None = None) -> None:
         self.delay_seconds = 0.0
         self.connections = 0
         self._upstream_port = upstream_port
-        self._port = free_port()
+        self._port = free_port() if port is None else port
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 

@@ -107,26 +107,25 @@ async def test_a_killed_broker_comes_back_with_its_data(private_kafka: PrivateKa
         assert not broker.alive
 
 
-@pytest.mark.timeout(60)
-async def test_a_cut_network_heals_and_a_slow_one_is_slow(private_kafka: PrivateKafka) -> None:
-    async with private_kafka(proxied=True) as broker:
-        assert broker.proxy is not None
-        topic = await broker.create_topic()
-        async with broker.producer(request_timeout_ms=1_000) as producer:
-            await producer.send_and_wait(topic, b"before")
-            broker.proxy.cut()
-            unsent = await producer.send(topic, b"during")
-            done, _ = await asyncio.wait([unsent], timeout=0.3)
-            assert not done
-            await broker.proxy.heal()
-            await unsent
-        loop = asyncio.get_running_loop()
-        broker.proxy.delay_seconds = 0.2
-        started = loop.time()
-        await broker.ends(topic)
-        assert loop.time() - started > 0.4
-        broker.proxy.delay_seconds = 0
-        assert [record.value for record in await broker.records(topic)] == [b"before", b"during"]
+async def test_a_cut_network_heals_and_a_slow_one_is_slow(proxied_kafka: Broker) -> None:
+    broker = proxied_kafka
+    assert broker.proxy is not None
+    topic = await broker.create_topic()
+    async with broker.producer(request_timeout_ms=1_000) as producer:
+        await producer.send_and_wait(topic, b"before")
+        broker.proxy.cut()
+        unsent = await producer.send(topic, b"during")
+        done, _ = await asyncio.wait([unsent], timeout=0.3)
+        assert not done
+        await broker.proxy.heal()
+        await unsent
+    loop = asyncio.get_running_loop()
+    broker.proxy.delay_seconds = 0.2
+    started = loop.time()
+    await broker.ends(topic)
+    assert loop.time() - started > 0.4
+    broker.proxy.delay_seconds = 0
+    assert [record.value for record in await broker.records(topic)] == [b"before", b"during"]
 
 
 async def test_the_mock_cluster_answers_with_the_errors_asked_for(
