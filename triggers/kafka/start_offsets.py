@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = get_logger("turnout.triggers")
 
 _SECOND_LOOKS = 2
+_LOOK_SECONDS = 1.0
 
 Limits = Mapping[TopicPartition, Bounds]
 
@@ -157,7 +158,7 @@ class StartOffsets:
                 at is not None and is_different_log(at, found[one]) for one, at in positions.items()
             ):
                 return found
-            await asyncio.sleep(1)
+            await asyncio.sleep(_LOOK_SECONDS)
         return await self._bounds_now(consumer, partitions)
 
     async def _bounds_now(

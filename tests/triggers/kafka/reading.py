@@ -22,7 +22,7 @@ from tests.support.trigger_contract import (
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import FINISHED, Run
 from turnout.service.journal.records import Filter
-from turnout.triggers.kafka import KafkaTrigger
+from turnout.triggers.kafka import KafkaTrigger, cluster_check, start_offsets
 from turnout.triggers.kafka import kafka as make_trigger
 
 session = "6s"
@@ -33,6 +33,29 @@ session = "6s"
 def quick_rebalances(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "kafka" in request.fixturenames and request.getfixturevalue("kafka").kind == "mesh":
         monkeypatch.setitem(globals(), "session", "2s")
+
+
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a trigger look at its cluster often, and soon again where a log is not as it was."""
+    monkeypatch.setattr(cluster_check, "CHECK_SECONDS", 0.25)
+    monkeypatch.setattr(start_offsets, "_LOOK_SECONDS", 0.2)
+
+
+@pytest.fixture
+def quick_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let members hear soon of a rebalance; how long they may be silent stays."""
+    with_client_options(monkeypatch, heartbeat_interval_ms=250)
+
+
+def with_client_options(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+    """Give the clients of triggers other options."""
+    honest = KafkaTrigger.consumer_options
+
+    def options(self: KafkaTrigger) -> dict[str, Any]:
+        return honest(self) | changed
+
+    monkeypatch.setattr(KafkaTrigger, "consumer_options", options)
 
 
 def kafka_trigger(*topics: str, **settings: Any) -> KafkaTrigger:

@@ -30,12 +30,13 @@ from .reading import (
     ended,
     eventually_true,
     kafka_trigger,
+    quick_checks,
     quick_rebalances,
     serving,
     watching,
 )
 
-__all__ = ["quick_rebalances"]  # the fixture
+__all__ = ["quick_checks", "quick_rebalances"]  # the fixtures
 
 
 # ---------------------------------------------------------------- on the real journal
@@ -204,23 +205,25 @@ async def test_a_cancel_that_the_client_swallows_while_it_closes_is_not_lost(
     assert trying.cancelled()
 
 
-async def test_brokers_that_go_away_show_and_come_back(private_kafka: PrivateKafka) -> None:
-    async with private_kafka(proxied=True) as broker:
-        assert broker.proxy is not None
-        topic = await broker.create_topic()
-        trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
-        emit = emitter_for(broker)
-        async with watch(trigger, emit):
-            await broker.send(topic, [b"1"])
-            await emit.stored(1)
-            broker.proxy.cut()
-            await emit.until(lambda: not emit.is_up, 15)
-            assert emit.down_reason is not None and "Kafka" in emit.down_reason
-            await broker.proxy.heal()
-            await broker.send(topic, [b"2"])
-            await emit.stored(2)
-            await emit.until(lambda: emit.is_up)
-        assert len(emit.deliveries) == 2
+async def test_brokers_that_go_away_show_and_come_back(
+    proxied_kafka: Broker, quick_checks: None
+) -> None:
+    broker = proxied_kafka
+    assert broker.proxy is not None
+    topic = await broker.create_topic()
+    trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
+    emit = emitter_for(broker)
+    async with watch(trigger, emit):
+        await broker.send(topic, [b"1"])
+        await emit.stored(1)
+        broker.proxy.cut()
+        await emit.until(lambda: not emit.is_up, 15)
+        assert emit.down_reason is not None and "Kafka" in emit.down_reason
+        await broker.proxy.heal()
+        await broker.send(topic, [b"2"])
+        await emit.stored(2)
+        await emit.until(lambda: emit.is_up)
+    assert len(emit.deliveries) == 2
 
 
 @pytest.fixture

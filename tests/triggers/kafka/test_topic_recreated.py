@@ -21,12 +21,17 @@ from aiokafka.admin import (  # type: ignore[import-untyped]  # as above
 from tests.support.brokers import Broker, PrivateKafka, unique
 from tests.support.trigger_contract import RecordingEmitter, watch
 from turnout.service.domain.errors import Overloaded
-from turnout.triggers.kafka import KafkaTrigger, kafka
+from turnout.triggers import kafka as kafka_trigger
+from turnout.triggers.kafka import KafkaTrigger, kafka, pause
 from turnout.triggers.kafka.commits import Commits
 from turnout.triggers.kafka.positions import Bounds, Position
 from turnout.triggers.kafka.start_offsets import StartOffsets
 
-from .reading import commit, emitter_for
+from .reading import commit, emitter_for, quick_checks, with_client_options
+
+__all__ = ["quick_checks"]  # the fixture
+
+pytestmark = pytest.mark.usefixtures("quick_checks")
 
 Alarms = Callable[[], list[dict[str, Any]]]
 
@@ -250,12 +255,8 @@ async def test_a_deleted_topic_stays_deleted_where_the_broker_makes_topics(
     private_kafka: PrivateKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the trigger names it or has a pattern."""
-    honest = KafkaTrigger.consumer_options
-
-    def looks_often(self: KafkaTrigger) -> dict[str, Any]:
-        return honest(self) | {"metadata_max_age_ms": 1000}
-
-    monkeypatch.setattr(KafkaTrigger, "consumer_options", looks_often)
+    with_client_options(monkeypatch, metadata_max_age_ms=250)
+    monkeypatch.setattr(kafka_trigger, "_RETRY_SECONDS", (0.5, 0.5))
     async with private_kafka("auto.create.topics.enable=true") as broker:
         if broker.kind == "mesh":
             pytest.skip("asking for a deleted topic makes it here")
@@ -276,9 +277,9 @@ async def _stays_deleted(broker: Broker, *, named: bool) -> None:
         if named:
             await emit.until(lambda: not emit.is_up, 15)
         looks = 0.0
-        while looks < 4:  # of the trigger, every two seconds, and those of its client
-            await asyncio.sleep(0.5)
-            looks += 0.5
+        while looks < 1.5:  # of the trigger and of its client, every quarter of a second or two
+            await asyncio.sleep(0.1)
+            looks += 0.1
             assert topic not in await admin.list_topics()
         await broker.create_topic(topic, partitions=3)
         await broker.send(topic, [b"2"], partition=2)
@@ -286,10 +287,11 @@ async def _stays_deleted(broker: Broker, *, named: bool) -> None:
 
 
 async def test_an_alarm_is_said_once_however_often_the_journal_refuses_it(
-    kafka: Broker, alarms: Alarms
+    kafka: Broker, alarms: Alarms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kafka.kind == "mesh":
         pytest.skip("this broker deletes no records")
+    monkeypatch.setattr(pause, "_SECONDS", (0.05, 0.5))
     topic, trigger, emit = await read_to(kafka, 3)
     await send(kafka, topic, 3, 13)
     async with kafka.admin() as admin:
