@@ -64,8 +64,15 @@ def opened(connection):
     if connection.filename.endswith("journal.db") and not connection.readonly("main"):
         writers.append(connection)
 
+def changes():
+    while True:
+        try:
+            return sum(writer.total_changes() for writer in writers)
+        except apsw.ThreadingViolationError:  # its thread is writing just now
+            pass
+
 def tell(*_):
-    rows = sum(writer.total_changes() for writer in writers)
+    rows = changes()
     with open(os.environ["COSTS"], "a") as out:
         out.write(json.dumps(counts | {"rows": rows}) + "\\n")
 
@@ -111,14 +118,14 @@ class Costs:
 
 
 @contextmanager
-def counted(tmp_path: Path, *, extra: str = "") -> Iterator[Program]:
+def counted(tmp_path: Path, *, extra: str = "", **env: str) -> Iterator[Program]:
     """Serve the flows with everything counted; `extra` is code that makes it dearer."""
     (tmp_path / "flows.py").write_text(FLOWS)
     program = Program(
         flows=tmp_path / "flows.py",
         data=tmp_path / "data",
         log=tmp_path / "log",
-        env={"COSTS": str(tmp_path / "costs"), "TURNOUT_CONCURRENCY": "2000"},
+        env={"COSTS": str(tmp_path / "costs"), "TURNOUT_CONCURRENCY": "2000"} | env,
         sabotage=COUNTING + extra,
     )
     with program:
@@ -183,6 +190,23 @@ def test_an_event_costs_no_more_than_it_must(
         found = costs(program, path, stays=path == "/queued")
     say(str(found))
     assert not found.above(bounds), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "bounds"), [("/run", RECORDED), ("/steps", STEPPED)])
+@pytest.mark.parametrize(("share", "costs_more"), [("0", False), ("1", True)])
+def test_traces_cost_only_the_runs_that_are_sampled(
+    tmp_path: Path, say: Say, path: str, bounds: Costs, share: str, costs_more: bool
+) -> None:
+    tracing = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",  # nobody listens
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": share,
+    }
+    with counted(tmp_path, **tracing) as program:
+        found = costs(program, path, stays=False)
+    say(str(found))
+    assert bool(found.above(bounds)) is costs_more, found
 
 
 FOR_EACH_EVENT = """
