@@ -313,6 +313,7 @@ class Broker:
             f'user_{login.user}="{login.password}";'
         )
         yield "auto.create.topics.enable=false"
+        yield "log.cleaner.backoff.ms=250"  # compaction begins soon
 
     def _environment(self) -> dict[str, str]:
         if self.kind == "mesh":  # it reads half a dozen settings from its environment

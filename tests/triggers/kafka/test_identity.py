@@ -21,8 +21,10 @@ from turnout.service.project import AnyFlow
 from turnout.triggers.kafka import KafkaTrigger
 from turnout.triggers.kafka import kafka as records_of
 
-from .reading import ended, serving
+from .reading import ended, quick_heartbeats, serving
 from .test_order import COUNT, Log, fill, has_partitions, member, only_apache, reached
+
+__all__ = ["quick_heartbeats"]  # the fixture
 
 
 def order_id(event: Event) -> Any:
@@ -193,7 +195,7 @@ async def test_a_header_is_an_id_and_so_is_that_of_a_cloudevent(
 
 
 async def test_records_handed_back_with_a_partition_come_again_as_no_duplicates(
-    tmp_path: Path, kafka: Broker
+    tmp_path: Path, kafka: Broker, quick_heartbeats: None
 ) -> None:
     only_apache(kafka)
     topic, log = await kafka.create_topic(partitions=3), Log()

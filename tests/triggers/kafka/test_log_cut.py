@@ -286,7 +286,9 @@ async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Ala
     try:
         await broker.start()
         topic = await broker.create_topic()
-        trigger, emit = reading(topic), emitter_for(broker)
+        # Each rebalance takes half a session there.
+        trigger = records_of(topic, group=unique("group"), start="earliest", session="1s")
+        emit = emitter_for(broker)
         async with broker.producer(linger_ms=200) as producer:
             sent = [await producer.send(topic, b"%d" % number) for number in range(500)]
             await asyncio.gather(*sent)

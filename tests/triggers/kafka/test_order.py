@@ -28,7 +28,11 @@ from turnout.triggers.kafka.commit_metadata import read_spans, spans_text
 from turnout.triggers.kafka.positions import Position, read_position, union
 from turnout.triggers.kafka.withdrawal import METADATA_BYTES, plan_partition
 
-from .reading import serving
+from .reading import quick_heartbeats, serving
+
+__all__ = ["quick_heartbeats"]  # the fixture
+
+pytestmark = pytest.mark.usefixtures("quick_heartbeats")
 
 KEYS = 5
 COUNT = 480
@@ -47,7 +51,7 @@ class Log:
     def count(self) -> int:
         return sum(map(len, self.by_key.values()))
 
-    def flow(self, member: str, trigger: KafkaTrigger, seconds: float = 0.06) -> Flow[..., Any]:
+    def flow(self, member: str, trigger: KafkaTrigger, seconds: float = 0.03) -> Flow[..., Any]:
         @flow(on=trigger, ordered_by="key", name="keep")
         async def keep(event: Event) -> None:
             key = event.subject or event.id  # a record without a key has no order
@@ -116,10 +120,10 @@ async def test_a_member_that_joins_over_a_backlog_breaks_no_order(
     topic, log = await kafka.create_topic(partitions=4), Log()
     trigger = records_of(topic, group=unique("group"), start="earliest")
     await fill(kafka, topic, 4)
-    async with member(tmp_path / "a", kafka, log.flow("a", trigger)) as first:
+    async with member(tmp_path / "a", kafka, log.flow("a", trigger, 0.06)) as first:
         await reached(log, 40)
         assert len(await first.process.journal.runs(Filter(limit=9999))) > 150, "a backlog"
-        async with member(tmp_path / "b", kafka, log.flow("b", trigger)):
+        async with member(tmp_path / "b", kafka, log.flow("b", trigger, 0.06)):
             await reached(log, COUNT)
     assert log.by_member["b"] > 20
     log.check()

@@ -22,7 +22,7 @@ from tests.support.trigger_contract import (
 from turnout.handlers.flow import flow
 from turnout.service.domain.errors import JournalFull, PositionsMoved
 from turnout.service.settings import Settings
-from turnout.triggers.kafka import KafkaTrigger
+from turnout.triggers.kafka import KafkaTrigger, pause
 
 from .reading import (
     Item,
@@ -31,12 +31,13 @@ from .reading import (
     eventually_true,
     kafka_trigger,
     quick_checks,
+    quick_heartbeats,
     quick_rebalances,
     serving,
     watching,
 )
 
-__all__ = ["quick_checks", "quick_rebalances"]  # the fixtures
+__all__ = ["quick_checks", "quick_heartbeats", "quick_rebalances"]  # the fixtures
 
 
 # ---------------------------------------------------------------- on the real journal
@@ -111,8 +112,9 @@ async def test_a_missing_topic_is_made_when_asked(tmp_path: Path, kafka: Broker)
 
 
 async def test_nothing_is_committed_while_the_journal_refuses(
-    kafka: Broker, capsys: pytest.CaptureFixture[str]
+    kafka: Broker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pause, "_SECONDS", (0.2, 0.8))
     topic = await kafka.create_topic()
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest", max_poll="1s")
     emit = emitter_for(kafka)
@@ -133,7 +135,7 @@ async def test_nothing_is_committed_while_the_journal_refuses(
 
 
 async def test_a_rebalance_with_an_emit_under_way_loses_and_doubles_nothing(
-    kafka: Broker,
+    kafka: Broker, quick_heartbeats: None
 ) -> None:
     topic = await kafka.create_topic(partitions=4)
     trigger = kafka_trigger(topic, group=unique("group"), start="earliest")
@@ -167,7 +169,9 @@ async def _member(trigger: KafkaTrigger, emit: RecordingEmitter) -> None:
             await trigger.run(RecordingSession(emit))
 
 
-async def test_members_with_one_journal_never_emit_a_record_twice(kafka: Broker) -> None:
+async def test_members_with_one_journal_never_emit_a_record_twice(
+    kafka: Broker, quick_heartbeats: None
+) -> None:
     if kafka.kind == "mesh":
         pytest.skip("its rebalances take too long")
     topic = await kafka.create_topic(partitions=6)

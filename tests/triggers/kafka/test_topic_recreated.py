@@ -190,30 +190,27 @@ async def test_what_leaves_a_topic_itself_is_not_recreated(kafka: Broker, alarms
     assert alarms() == []
 
 
-async def test_a_compacted_topic_is_not_recreated(
-    private_kafka: PrivateKafka, alarms: Alarms
-) -> None:
-    async with private_kafka("log.cleaner.backoff.ms=50") as broker:
-        if broker.kind == "mesh":
-            pytest.skip("this broker compacts nothing")
-        settings: dict[str, Any] = {
-            "cleanup.policy": "compact",
-            "segment.ms": "50",
-            "min.cleanable.dirty.ratio": "0.01",
-        }
-        topic = await broker.create_topic(**settings)
-        trigger, emit = reading(topic), emitter_for(broker)
-        await broker.send(topic, [b"%d" % n for n in range(5)], key=b"k")
-        async with watch(trigger, emit):
-            await emit.stored(5)
-        sent = 5
-        while (await broker.records(topic))[0].offset < 5:  # the records read last are gone
-            await broker.send(topic, [b"%d" % sent], key=b"k")
-            sent += 1
-        async with watch(trigger, emit):
-            await emit.until(lambda: delivered(emit)[-1] == ("1", "0", str(sent - 1)))
-        assert len(set(delivered(emit))) == len(delivered(emit))
-        assert alarms() == []
+async def test_a_compacted_topic_is_not_recreated(kafka: Broker, alarms: Alarms) -> None:
+    if kafka.kind == "mesh":
+        pytest.skip("this broker compacts nothing")
+    settings: dict[str, Any] = {
+        "cleanup.policy": "compact",
+        "segment.ms": "50",
+        "min.cleanable.dirty.ratio": "0.01",
+    }
+    topic = await kafka.create_topic(**settings)
+    trigger, emit = reading(topic), emitter_for(kafka)
+    await kafka.send(topic, [b"%d" % n for n in range(5)], key=b"k")
+    async with watch(trigger, emit):
+        await emit.stored(5)
+    sent = 5
+    while (await kafka.records(topic))[0].offset < 5:  # the records read last are gone
+        await kafka.send(topic, [b"%d" % sent], key=b"k")
+        sent += 1
+    async with watch(trigger, emit):
+        await emit.until(lambda: delivered(emit)[-1] == ("1", "0", str(sent - 1)))
+    assert len(set(delivered(emit))) == len(delivered(emit))
+    assert alarms() == []
 
 
 async def test_positions_from_before_topic_ids_are_continued(kafka: Broker, alarms: Alarms) -> None:
