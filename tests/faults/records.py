@@ -29,6 +29,9 @@ from .ledger import Snapshot, copied
 
 FLOWS = Path(__file__).parent / "flows" / "records.py"
 
+SHORT_SESSION = {"TURNOUT_TEST_SESSION": "1s"}
+"""For the only member of its group: after a kill, the next one waits until its session is over."""
+
 
 @dataclass(kw_only=True)
 class Feeder:

@@ -17,7 +17,7 @@ from tests.support.brokers import Broker
 from tests.support.program import Program, until
 
 from .ledger import copied
-from .records import Feeder, Group, places
+from .records import SHORT_SESSION, Feeder, Group, places
 
 FLOWS = Path(__file__).parent / "flows" / "batches.py"
 
@@ -48,11 +48,11 @@ def test_killed_consumers_of_batches_lose_and_double_nothing(
 ) -> None:
     group, dice, ahead = Group.on(kafka, partitions=4), random.Random(seed), list[str]()
     feeder = Feeder(broker=kafka, topic=group.topic, pace=1000 if full else 600)
-    program = group.program(tmp_path / "member")
+    program = group.program(tmp_path / "member", **SHORT_SESSION)
     program.flows = FLOWS
     with program:
         with feeder.running():
-            for _ in range(20 if full else 3):
+            for _ in range(20 if full else 2):
                 program.start().ready(60)
                 read_something(program)
                 time.sleep(dice.uniform(0.02, 0.8))

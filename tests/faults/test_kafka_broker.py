@@ -13,7 +13,7 @@ from tests.support.brokers import Broker
 from tests.support.program import Program, until
 
 from .ledger import snapshot
-from .records import Feeder, Group, judge, stopped
+from .records import SHORT_SESSION, Feeder, Group, judge, stopped
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -68,7 +68,7 @@ def test_killed_brokers_lose_and_double_nothing(
     if not lone_kafka.keeps_data:
         pytest.skip(f"{lone_kafka.kind} forgets everything in a restart")
     group = Group.on(lone_kafka, partitions=6)
-    count, kills = (50_000, 20) if full else (300, 2)
+    count, kills = (50_000, 20) if full else (200, 1)
     feeder = Feeder(broker=lone_kafka, topic=group.topic, pace=2500 if full else 400)
     with group.program(tmp_path / "member") as program:
         program.start().ready()
@@ -101,7 +101,7 @@ def test_a_consumer_without_positions_is_noticed(lone_kafka: Broker, tmp_path: P
         pytest.skip(f"{lone_kafka.kind} forgets everything in a restart")
     group = Group.on(lone_kafka, partitions=6)
     feeder = Feeder(broker=lone_kafka, topic=group.topic, pace=400)
-    with group.program(tmp_path / "member", sabotage=FORGET_POSITIONS) as program:
+    with group.program(tmp_path / "member", sabotage=FORGET_POSITIONS, **SHORT_SESSION) as program:
         program.start().ready()
         with feeder.running():
             until(lambda: accepted(program) > 100, 30, "a hundred records read")

@@ -27,7 +27,7 @@ from turnout.triggers.kafka import kafka as records_of
 
 from .ledger import snapshot
 from .machine import Ballast, small_disk
-from .records import Feeder, Group, judge, numbers, places, stopped
+from .records import SHORT_SESSION, Feeder, Group, judge, numbers, places, stopped
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -80,12 +80,12 @@ def test_killed_consumers_lose_and_double_nothing(
 ) -> None:
     group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
     feeder = Feeder(broker=kafka, topic=group.topic, pace=1000 if full else 600)
-    with group.program(tmp_path / "member") as program:
+    with group.program(tmp_path / "member", **SHORT_SESSION) as program:
         with feeder.running():
-            for _ in range(20 if full else 3):
+            for _ in range(20 if full else 2):
                 ahead += kill_once(group, program, dice)
             program.start().ready()
-            for _ in range(20 if full else 5):
+            for _ in range(20 if full else 3):
                 time.sleep(dice.uniform(0.02, 0.3))
                 with stopped(program):
                     ahead += group.ahead(program)
@@ -103,7 +103,7 @@ def test_killed_consumers_lose_and_double_nothing(
 def test_committing_before_the_journal_is_noticed(kafka: Broker, tmp_path: Path, seed: int) -> None:
     group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
     feeder = Feeder(broker=kafka, topic=group.topic, pace=600)
-    with group.program(tmp_path / "member", sabotage=COMMIT_FIRST) as program:
+    with group.program(tmp_path / "member", sabotage=COMMIT_FIRST, **SHORT_SESSION) as program:
         with feeder.running():
             for _ in range(10):
                 ahead += kill_once(group, program, dice)
@@ -142,7 +142,7 @@ def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
     group, dice = Group.on(kafka, partitions=6), random.Random(seed)
     feeder = Feeder(broker=kafka, topic=group.topic, pace=400)
     ahead: list[str] = []
-    deaths, longest = (20, 2.0) if full else (3, 0.7)
+    deaths, longest = (20, 2.0) if full else (2, 0.7)
     # What a death leaves is looked up after it, when the next owner of a partition may already
     # have read it again and committed: that hides up to what one round of commits covers.
     bound = deaths * round(feeder.pace * COMMIT_ROUND_SECONDS)
@@ -189,7 +189,7 @@ def test_members_that_come_and_go_cleanly_double_nothing(
     with three_members(group, tmp_path) as members:
         with feeder.running():
             feeder.has_sent(200)
-            for _ in range(20 if full else 3):
+            for _ in range(20 if full else 2):
                 member = dice.choice(members)
                 assert member.stop() == 0
                 untold.append(_uncommitted(group, member))
@@ -238,11 +238,14 @@ async def test_six_members_of_one_journal_lose_and_double_nothing(
     async with running(tmp_path, [read], kafka_bootstrap_servers=kafka.bootstrap) as app:
         await app.process.start_triggers()  # the first member, which stays
         async with asyncio.TaskGroup() as tasks:
-            others = [tasks.create_task(_come_and_go(app, trigger, dice, joined)) for _ in range(5)]
+            pace = 1.0 if full else 0.5
+            others = [
+                tasks.create_task(_come_and_go(app, trigger, dice, joined, pace)) for _ in range(5)
+            ]
             for first in range(0, count, 200):
                 values = [b'{"number": %d}' % number for number in range(first, first + 200)]
                 await kafka.send(topic, values)
-                await asyncio.sleep(0.2 if full else 0.5)
+                await asyncio.sleep(0.2 if full else 0.25)
             for other in others:
                 other.cancel()
         async with asyncio.timeout(180):
@@ -260,15 +263,15 @@ async def test_six_members_of_one_journal_lose_and_double_nothing(
 
 
 async def _come_and_go(
-    app: Running, trigger: KafkaTrigger, dice: random.Random, joined: list[float]
+    app: Running, trigger: KafkaTrigger, dice: random.Random, joined: list[float], pace: float
 ) -> None:
-    """Be a second member in the same process, for some seconds, again and again."""
+    """Be a second member in the same process, for some time, again and again."""
     while True:
-        joined.append(dice.uniform(0.5, 3))
+        joined.append(pace * dice.uniform(0.5, 3))
         with suppress(TimeoutError, TriggerError, PositionsMoved):  # its supervisor begins anew
             async with asyncio.timeout(joined[-1]):
                 await trigger.run(app.process.emitters[trigger.name].session())
-        await asyncio.sleep(dice.uniform(0, 2))
+        await asyncio.sleep(pace * dice.uniform(0, 2))
 
 
 # ---- the disk

@@ -9,7 +9,7 @@ RECORDS = kafka(
     os.environ["TURNOUT_TEST_TOPIC"],
     group=os.environ["TURNOUT_TEST_GROUP"],
     start="earliest",
-    session="2s",
+    session=os.environ.get("TURNOUT_TEST_SESSION", "2s"),
 )
 
 
