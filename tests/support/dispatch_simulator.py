@@ -107,6 +107,11 @@ class SimulatedRun:
         return self.data["order"]
 
     @property
+    def is_first_time(self) -> bool:
+        """Whether it was never claimed, nor queued again by an operator without having started."""
+        return self.claim == 0 and self.arrival == (self.seq, 0)
+
+    @property
     def leftovers(self) -> int:
         """Attempts that lost their claim and still work."""
         if not self.code:  # as with most: this is asked of each run at each step

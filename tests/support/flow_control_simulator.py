@@ -227,7 +227,8 @@ class Bounded(Rule):
         return sum(each.state is S.QUEUED for each in others) >= self.count
 
     def is_overfull(self, others: Others) -> bool:
-        return sum(each.state is S.QUEUED and each.claim == 0 for each in others) >= self.count
+        first_time = [each for each in others if each.state is S.QUEUED and each.is_first_time]
+        return len(first_time) >= self.count
 
 
 @dataclass(frozen=True)
