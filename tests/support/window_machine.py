@@ -140,13 +140,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class ByHand:
-    """An open window that was fired or dropped by hand, behind an event."""
+    """An open window that was fired or dropped by hand, behind an event, with so many members."""
 
     word: str
     kind: str
     key: str
     after: int
     at: int
+    members: int
 
 
 @dataclass
@@ -295,7 +296,9 @@ class WindowMachine(Machine):
             return
         window = windows[number % len(windows)]
         verb = (FireWindow if word == "fire" else DropWindow)(window.id)
-        self.by_hand.append(ByHand(word, window.flow, window.key, self.sent, self._now()))
+        self.by_hand.append(
+            ByHand(word, window.flow, window.key, self.sent, self._now(), window.members)
+        )
         self._operate(partial(self.service.process.operator.do, verb))
 
     def _accept_again(
@@ -440,8 +443,10 @@ class WindowMachine(Machine):
         groups = self._groups(kind, events)
         if kind == "many" and is_fired and end is not None:
             used = {number for group in groups for number in group}
-            young = [each for each in events if end.at - each.at < 10]
-            groups.append([each.number for each in young if each.number not in used])
+            unused = [each for each in events if each.number not in used]
+            held = unused[-end.members :]  # what has become too old may not have left yet
+            assert all(each in held for each in unused if end.at - each.at < 10)
+            groups.append([each.number for each in held])
         elif kind == "row" and is_fired:
             groups.append(begun(3, events))
         elif end is not None and not is_fired and kind not in ("many", "row"):
