@@ -238,9 +238,10 @@ async def test_six_members_of_one_journal_lose_and_double_nothing(
     async with running(tmp_path, [read], kafka_bootstrap_servers=kafka.bootstrap) as app:
         await app.process.start_triggers()  # the first member, which stays
         async with asyncio.TaskGroup() as tasks:
-            pace = 1.0 if full else 0.5
+            longest = 3.0 if full else 1.5
             others = [
-                tasks.create_task(_come_and_go(app, trigger, dice, joined, pace)) for _ in range(5)
+                tasks.create_task(_come_and_go(app, trigger, dice, joined, longest))
+                for _ in range(5)
             ]
             for first in range(0, count, 200):
                 values = [b'{"number": %d}' % number for number in range(first, first + 200)]
@@ -263,15 +264,15 @@ async def test_six_members_of_one_journal_lose_and_double_nothing(
 
 
 async def _come_and_go(
-    app: Running, trigger: KafkaTrigger, dice: random.Random, joined: list[float], pace: float
+    app: Running, trigger: KafkaTrigger, dice: random.Random, joined: list[float], longest: float
 ) -> None:
     """Be a second member in the same process, for some time, again and again."""
     while True:
-        joined.append(pace * dice.uniform(0.5, 3))
+        joined.append(dice.uniform(0.5, longest))
         with suppress(TimeoutError, TriggerError, PositionsMoved):  # its supervisor begins anew
             async with asyncio.timeout(joined[-1]):
                 await trigger.run(app.process.emitters[trigger.name].session())
-        await asyncio.sleep(pace * dice.uniform(0, 2))
+        await asyncio.sleep(dice.uniform(0, longest - 1))
 
 
 # ---- the disk
