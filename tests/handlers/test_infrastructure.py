@@ -277,11 +277,11 @@ def test_s12_what_the_cluster_forbids_fails_at_once_and_is_told(
         program.ready(PATIENCE)
         it.autoscaled()
         (run,) = it.runs("scale_deployment")
+        (text,) = until(lambda: web.texts, PATIENCE, "the alert")
     assert run["state"] == "failed" and run["attempts"] == 1
     # The undo of the step looks, and finds nothing to put back.
     assert cluster.changes() == [TEN] and cluster.replicas(SHOP) == 3
-    (text,) = web.texts
-    assert "Not scaled: Kubernetes refuses, 403" in text
+    assert "Kubernetes refuses, 403" in text
 
 
 def test_s12_a_dry_run_looks_and_changes_nothing(
@@ -340,8 +340,9 @@ def test_a_scaling_that_never_gets_ready_is_put_back_but_not_over_anothers(
             cluster.scale(SHOP, others)
         it.clock.set("+6m")
         ended = it.ended(run)
+        (text,) = until(lambda: web.texts, PATIENCE, "the alert")
     assert (ended["state"], ended["undo"]) == ("failed", "done")
-    assert ended["error"]["type"] == "PollTimeout" and len(web.texts) == 1
+    assert ended["error"]["type"] == "PollTimeout" and "PollTimeout" in text
     assert cluster.replicas(SHOP) == left
 
 

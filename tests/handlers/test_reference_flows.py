@@ -263,16 +263,9 @@ def pipeline(web: Stub, folder: Path, **changes: Any) -> Path:
     web.bodies["/rows"] = numbers(50)
     pd.DataFrame(numbers(25)).to_csv(folder / "rows.csv", index=False)
     plan = {
-        "sources": [
-            {"kind": "sqlite", "at": str(folder / "shop.db"), "table": "sales"},
-            {"kind": "http", "at": f"{web.url}/rows"},
-            {"kind": "csv", "at": str(folder / "rows.csv")},
-        ],
+        "sources": [f"{folder}/shop.db#sales", f"{web.url}/rows", f"{folder}/rows.csv"],
         "positive": ["amount"],
-        "destinations": [
-            {"kind": "duckdb", "at": str(folder / "all.duckdb")},
-            {"kind": "parquet", "at": str(folder / "all.parquet")},
-        ],
+        "destinations": [f"{folder}/all.duckdb", f"{folder}/all.parquet"],
     }
     (folder / "pipelines").mkdir(exist_ok=True)
     file = folder / "pipelines" / "plan.json"

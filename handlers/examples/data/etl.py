@@ -9,8 +9,8 @@ also under `python -O`; a place that is down is tried again by itself.
 # ///
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import duckdb
 import pandas as pd
@@ -19,39 +19,24 @@ from pydantic import BaseModel
 from turnout import Fail, files, flow, retry, task
 
 
-class Source(BaseModel):
-    """Where rows come from: a table, an address that answers JSON, or a file."""
-
-    kind: Literal["sqlite", "http", "csv"]
-    at: str
-    table: str = ""
-
-
-class Destination(BaseModel):
-    """Where rows go: a table of a database file, or a file."""
-
-    kind: Literal["duckdb", "parquet"]
-    at: str
-    table: str = "rows"
-
-
 class Pipeline(BaseModel):
     """What the dropped file says."""
 
-    sources: list[Source]
+    sources: list[str]
     positive: list[str] = []
-    destinations: list[Destination]
+    destinations: list[Path]
 
 
 @task(retry=retry(2, delay="1s"), timeout="1m")
-def extract(source: Source) -> pd.DataFrame:
-    """Read one source."""
-    if source.kind == "http":
-        return pd.read_json(source.at)
-    if source.kind == "csv":
-        return pd.read_csv(source.at)
-    with sqlite3.connect(source.at) as database:
-        return pd.read_sql(f'SELECT * FROM "{source.table}"', database)
+def extract(source: str) -> pd.DataFrame:
+    """Read an address that answers JSON, a CSV file, or the table of `shop.db#sales`."""
+    if source.startswith("http"):
+        return pd.read_json(source)
+    if source.endswith(".csv"):
+        return pd.read_csv(source)
+    file, _, table = source.rpartition("#")
+    with closing(sqlite3.connect(file)) as database:
+        return pd.read_sql(f'SELECT * FROM "{table}"', database)
 
 
 @task
@@ -68,24 +53,21 @@ def validate(frame: pd.DataFrame) -> pd.DataFrame:
 @task
 def transform(frame: pd.DataFrame, positive: list[str]) -> pd.DataFrame:
     """Keep the rows whose `positive` columns are."""
-    for column in positive:
-        frame = frame[frame[column] > 0]
-    return frame
+    return frame[(frame[positive] > 0).all(axis="columns")]
 
 
 @task(retry=retry(3, delay="10s"), timeout="5m")
-def load(job: tuple[Destination, pd.DataFrame]) -> int:
+def load(job: tuple[Path, pd.DataFrame]) -> None:
     """Replace what is at a destination, whole or not at all: doing it again changes nothing."""
     destination, frame = job
-    if destination.kind == "duckdb":
-        with duckdb.connect(destination.at) as database:
-            database.register("frame", frame)
-            database.execute(f'CREATE OR REPLACE TABLE "{destination.table}" AS FROM frame')
-    else:
-        unfinished = Path(f"{destination.at}.part")
+    if destination.suffix == ".parquet":
+        unfinished = destination.with_suffix(".part")
         duckdb.from_df(frame).write_parquet(str(unfinished))
-        unfinished.replace(destination.at)
-    return len(frame)
+        unfinished.replace(destination)
+    else:
+        with duckdb.connect(str(destination)) as database:
+            database.register("frame", frame)
+            database.execute("CREATE OR REPLACE TABLE rows AS FROM frame")
 
 
 @flow(on=files("pipelines/*.json"))

@@ -7,19 +7,18 @@ Region and credentials are those of the environment, as for every client of AWS.
 # dependencies = ["aiobotocore>=3", "botocore"]
 # ///
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from aiobotocore.session import get_session
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError
 from pydantic import BaseModel, Field
 
 from turnout import Fail, Pending, budget, current, event, flow, poll, retry, task, webhook
 
-session = get_session()
+ec2 = partial(get_session().create_client, "ec2")
 machines = budget("ec2", max_changes=10, per="1h")
-again = retry(5, delay="1s", max="30s")
+again = retry(5, on=BotoCoreError)  # no answer; the client tries 5xx again
 
 
 class Wanted(BaseModel):
@@ -29,19 +28,6 @@ class Wanted(BaseModel):
     type: str = "t3.large"
     least: int = Field(ge=1, le=5)
     most: int = Field(ge=1, le=5)
-
-
-@asynccontextmanager
-async def ec2() -> AsyncIterator[Any]:
-    """Ask AWS; what was wrong in the request (4xx) stays wrong, but for "too many requests"."""
-    try:
-        async with session.create_client("ec2") as client:
-            yield client
-    except ClientError as error:
-        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if 400 <= status < 500 and "Throttl" not in str(error) and "Limit" not in str(error):
-            raise Fail(str(error)) from None
-        raise
 
 
 async def tagged(client: Any, key: str) -> list[str]:

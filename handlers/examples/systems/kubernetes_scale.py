@@ -14,23 +14,10 @@ from lightkube import ApiError, AsyncClient
 from lightkube.resources.apps_v1 import Deployment
 from pydantic import BaseModel, Field
 
-from turnout import (
-    Fail,
-    Pending,
-    RunError,
-    budget,
-    event,
-    flow,
-    notify,
-    poll,
-    retry,
-    secret,
-    task,
-    webhook,
-)
+from turnout import Fail, Pending, budget, event, flow, notify, poll, retry, secret, task, webhook
 
 changes = budget("kubernetes", max_changes=10, per="1h")
-again = retry(5, delay="1s", max="30s")
+people = notify(secret("ALERT_URL"))  # told once of each cause, not of each run
 
 
 class Wanted(BaseModel):
@@ -53,7 +40,7 @@ async def cluster() -> AsyncIterator[AsyncClient]:
         raise
 
 
-@task(reads=True, retry=again, timeout="15s")
+@task(reads=True, retry=retry(5), timeout="15s")
 async def replicas(name: str, namespace: str) -> int:
     """Return how many there shall be."""
     async with cluster() as client:
@@ -67,7 +54,7 @@ async def put_back(name: str, namespace: str, before: int, count: int) -> None:
         await scale(name, namespace, count, before)
 
 
-@task(undo=put_back, retry=again, timeout="15s")
+@task(undo=put_back, retry=retry(5), timeout="15s")
 async def scale(name: str, namespace: str, before: int, count: int) -> None:
     """Set how many there shall be; setting it again changes nothing."""
     async with cluster() as client:
@@ -75,7 +62,7 @@ async def scale(name: str, namespace: str, before: int, count: int) -> None:
         await client.patch(Deployment.Scale, name, wanted, namespace=namespace)
 
 
-@task(retry=again, timeout="15s")
+@task(retry=retry(5), timeout="15s")
 async def ready(name: str, namespace: str, count: int) -> int | Pending:
     """Look whether they are there."""
     async with cluster() as client:
@@ -84,12 +71,7 @@ async def ready(name: str, namespace: str, count: int) -> int | Pending:
     return count if there == count else Pending(f"{there or 0} of {count} are ready")
 
 
-async def alert(error: RunError) -> None:
-    """Tell people, once for each run that has failed for good."""
-    await notify(secret("ALERT_URL"), f"Not scaled: {error.message}")
-
-
-@flow(on=[webhook("/scale", verify="none"), event("pods.wanted")], on_failure=alert)
+@flow(on=[webhook("/scale", verify="none"), event("pods.wanted")], on_failure=people)
 async def scale_deployment(wanted: Wanted) -> str:
     """Scale, and wait until it is done; after five minutes without success it is undone."""
     place = wanted.deployment, wanted.namespace

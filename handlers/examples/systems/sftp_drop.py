@@ -13,35 +13,30 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import asyncssh
 
-from turnout import Fail, artefact, current, every, files, flow, retry, secret, task
-
-again = retry(5, delay="1s", max="1m")
+from turnout import artefact, current, every, files, flow, retry, secret, task
 
 
 @asynccontextmanager
 async def partner() -> AsyncIterator[asyncssh.SFTPClient]:
     """Open a session at `PARTNER_SFTP`, which is HOST:PORT."""
     host, _, port = secret("PARTNER_SFTP").reveal().partition(":")
-    async with (
-        asyncssh.connect(
-            host, int(port), username="shop", known_hosts="known_hosts", client_keys=["id_partner"]
-        ) as connection,
-        connection.start_sftp_client() as session,
-    ):
+    connecting = asyncssh.connect(
+        host, int(port), username="shop", known_hosts="known_hosts", client_keys="id_partner"
+    )
+    async with connecting as connection, connection.start_sftp_client() as session:
         yield session
 
 
-@task(reads=True, retry=again, timeout="30s")
+@task(reads=True, retry=retry(5), timeout="30s")
 async def dropped() -> list[str]:
     """Return what lies there; what the partner still writes has another name."""
     async with partner() as session:
         return sorted(name for name in await session.listdir("out") if str(name).endswith(".csv"))
 
 
-@task(retry=again, timeout="5m")
+@task(retry=retry(5), timeout="5m")
 async def fetch(name: str) -> str:
     """Keep a file of at most 16 MiB with the run; it stays where it was."""
     async with partner() as session, session.open(f"out/{name}", "rb") as file:
@@ -55,7 +50,7 @@ def book(name: str) -> int:
         return len(list(csv.DictReader(file)))
 
 
-@task(retry=again, timeout="30s")
+@task(retry=retry(5), timeout="30s")
 async def acknowledge(name: str) -> None:
     """Move it away, once its rows are booked; a step that was cut off may have done so."""
     async with partner() as session:
@@ -73,14 +68,12 @@ async def collect() -> dict[str, int]:
     return booked
 
 
-@task(retry=again, timeout="5m")
+@task(retry=retry(5), timeout="5m")
 async def bring(path: Path) -> None:
     """Bring a file; a step that was cut off leaves a part, which the next try writes over."""
     part = f"in/.{path.name}.{current().key()[:8]}"
     async with partner() as session:
         await session.put(str(path), part)
-        if await session.getsize(part) != (await anyio.Path(path).stat()).st_size:
-            raise Fail(f"{path.name} has changed while it was sent")
         await session.posix_rename(part, f"in/{path.name}")
 
 

@@ -1,11 +1,10 @@
-"""An S3 in memory, and commands that do as if they were PostgreSQL's."""
+"""A bucket in memory, and commands that do as if they were PostgreSQL's."""
 
 import os
 import tempfile
 import unittest
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,36 +21,25 @@ COMMANDS = {
 }
 
 
-class Body:
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    async def iter_chunks(self, size: int) -> AsyncIterator[bytes]:
-        yield self.content
-
-
-class S3:
-    """What the flow uses of a client."""
+class Bucket:
+    """What the flow uses of a bucket."""
 
     def __init__(self, damaged: bool = False) -> None:
         self.stored = {f"shop/2025-01-0{day}.dump": b"old" for day in range(1, 8)}
+        self.objects = self
         self.damaged = damaged
 
-    async def put_object(self, Key: str, Body: Any, **_: Any) -> None:
-        self.stored[Key] = b"half" if self.damaged else Body.read()
+    def upload_file(self, path: str, name: str, ExtraArgs: Any) -> None:
+        self.stored[name] = b"half" if self.damaged else Path(path).read_bytes()
 
-    async def get_object(self, Key: str, **_: Any) -> Any:
-        return {"Body": Body(self.stored[Key])}
+    def download_file(self, name: str, path: str) -> None:
+        Path(path).write_bytes(self.stored[name])
 
-    async def delete_object(self, Key: str, **_: Any) -> None:
-        self.stored.pop(Key, None)
+    def filter(self, Prefix: str) -> list[Any]:
+        return [SimpleNamespace(key=name) for name in self.stored]
 
-    async def list_objects_v2(self, **_: Any) -> Any:
-        return {"Contents": [{"Key": name} for name in self.stored]}
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator["S3"]:
-        yield self
+    def Object(self, name: str) -> Any:  # noqa: N802  as boto3 has it
+        return SimpleNamespace(delete=lambda: self.stored.pop(name, None))
 
 
 class Backup(unittest.TestCase):
@@ -68,15 +56,15 @@ class Backup(unittest.TestCase):
         self.addCleanup(path.stop)
 
     def test_a_backup_that_was_restored_takes_the_place_of_the_oldest(self) -> None:
-        s3 = S3()
-        with patch.object(backup, "s3", s3.opened):
+        bucket = Bucket()
+        with patch.object(backup, "bucket", lambda: bucket):
             result = run(backup.backup, crash_at=4)
         self.assertEqual((result.state, result.result["rows"]), ("succeeded", 3))
         self.assertEqual(result.result["removed"], ["shop/2025-01-01.dump"])
-        self.assertEqual(len(s3.stored), 7)
+        self.assertEqual(len(bucket.stored), 7)
 
     def test_one_that_cannot_be_restored_is_removed(self) -> None:
-        s3 = S3(damaged=True)
-        with patch.object(backup, "s3", s3.opened):
+        bucket = Bucket(damaged=True)
+        with patch.object(backup, "bucket", lambda: bucket):
             result = run(backup.backup)
-        self.assertEqual((result.state, result.undo, len(s3.stored)), ("failed", "done", 7))
+        self.assertEqual((result.state, result.undo, len(bucket.stored)), ("failed", "done", 7))

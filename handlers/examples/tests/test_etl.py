@@ -39,15 +39,9 @@ async def piped(folder: Path, rows: str) -> Any:
         shop.execute("CREATE TABLE sales (id INTEGER, amount INTEGER)")
         shop.executemany("INSERT INTO sales VALUES (?, ?)", [(1, 1), (2, 2)])
     plan = {
-        "sources": [
-            {"kind": "sqlite", "at": str(folder / "shop.db"), "table": "sales"},
-            {"kind": "csv", "at": str(folder / "rows.csv")},
-        ],
+        "sources": [f"{folder}/shop.db#sales", f"{folder}/rows.csv"],
         "positive": ["amount"],
-        "destinations": [
-            {"kind": "duckdb", "at": str(folder / "all.duckdb")},
-            {"kind": "parquet", "at": str(folder / "all.parquet")},
-        ],
+        "destinations": [f"{folder}/all.duckdb", f"{folder}/all.parquet"],
     }
     file = folder / "plan.json"
     file.write_text(json.dumps(plan))

@@ -1,6 +1,5 @@
 """A cluster of one deployment, which becomes ready when it is told to."""
 
-import os
 import unittest
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,11 +43,7 @@ class KubernetesScale(unittest.TestCase):
 
     def test_what_does_not_become_ready_is_put_back(self) -> None:
         cluster = Cluster(stuck=True)
-        nobody = {"ALERT_URL": "http://127.0.0.1:9/alert"}
-        with (
-            patch.object(kubernetes_scale, "cluster", cluster.opened),
-            patch.dict(os.environ, nobody),
-        ):
+        with patch.object(kubernetes_scale, "cluster", cluster.opened):
             result = run(kubernetes_scale.scale_deployment, WANTED)
         self.assertEqual((result.state, result.undo), ("failed", "done"))
         self.assertEqual(cluster.told, [3, 5, 3])
