@@ -168,9 +168,13 @@ def test_every_example_is_tested_somewhere_and_says_what_it_needs() -> None:
     for name, example in EXAMPLES.items():
         assert example.test.is_file(), f"handlers/examples/tests/test_{name}.py is missing"
         assert name in ELSEWHERE or not missing(example), f"{name}: add its environment above"
-        source = example.file.read_text("utf-8")
+        modules = imported(example.file.read_text("utf-8"))
+        for helper in example.beside:
+            stem = helper.name.removesuffix(".py")
+            if stem in modules:
+                modules = modules - {stem} | imported(helper.read_text("utf-8"))
         needed = {re.split(r"[\[<>=]", need)[0] for need in example.needs}
-        assert {PACKAGES.get(each, each) for each in imported(source)} - CORE == needed, name
+        assert {PACKAGES.get(each, each) for each in modules} - CORE == needed, name
 
 
 PACKAGES = {

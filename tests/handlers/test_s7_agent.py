@@ -5,6 +5,10 @@ LangChain is in an environment of its own; the program under test finds it behin
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +19,13 @@ import pytest
 from tests.support import CHECKOUT
 from tests.support.boundaries import behind_ours, killed_at
 from tests.support.model_server import ModelServer, Request, Said, model_server
-from tests.support.program import Program, supervised, turnout, until
+from tests.support.program import Answer, Program, supervised, turnout, until
 from tests.support.stub_http import Reply, Stub, stubbed
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
-EXAMPLE = CHECKOUT / "handlers" / "examples" / "ai" / "on_call.py"
+EXAMPLES = CHECKOUT / "handlers" / "examples" / "ai"
+SECRET = "the-secret-of-those-who-watch"
 ALARM = {"cpu": 91, "err": 0.07, "rt": 0.3}
 OFFERED = ["send_email", "create_ticket", "scale"]
 
@@ -39,7 +44,8 @@ class OnCall:
         self, folder: Path, model: ModelServer, ops: Stub, sabotage: str = "", ask_first: str = ""
     ) -> None:
         self.model, self.ops = model, ops
-        source = EXAMPLE.read_text()
+        shutil.copy(EXAMPLES / "_langchain_steps.py", folder)
+        source = (EXAMPLES / "on_call.py").read_text()
         assert 'ASK_FIRST = {"scale"}' in source
         self.flows = folder / "on_call.py"
         self.flows.write_text(source.replace('{"scale"}', f"{{*{ask_first.split()}}}"))
@@ -49,13 +55,25 @@ class OnCall:
             log=folder / "log",
             env={
                 "MODEL_URL": model.url, "MODEL_KEY": "a-key", "OPS_URL": ops.url,
+                "ALARM_SECRET": SECRET,
                 "MARKER": str(folder / "marker"),
             },
             sabotage=behind_ours("langchain") + sabotage,
         )  # fmt: skip
 
     def alarm(self, metrics: dict[str, Any]) -> str:
-        return self.program.post("metrics-alert", metrics)
+        """Send an alarm, signed; returns the run."""
+        body = json.dumps(metrics).encode()
+        answer = self.send(body, hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest())
+        assert answer.status == 202, answer
+        return str(answer.json["runs"][0])
+
+    def send(self, body: bytes, signature: str = "") -> Answer:
+        signed = {"X-Signature": signature} if signature else {}
+        headers = {"Content-Type": "application/json", **signed}
+        answer = self.program.ask("/hooks/metrics-alert", method="POST", body=body, headers=headers)
+        assert answer is not None
+        return answer
 
     def reaches(self, run_id: str, *states: str) -> dict[str, Any]:
         """Wait until a run is in one of these states; returns it."""
@@ -114,6 +132,19 @@ def test_s7_an_alarm_scales_and_opens_one_ticket(on_call: Build) -> None:
         "gather#1[0]/scale#1", "gather#1[1]/create_ticket#1", "history#1", "think#1", "think#2",
     ]  # fmt: skip
     assert all(len(each.key) == 32 for each in desk.model.asked)
+
+
+def test_s7_an_alarm_that_is_not_signed_starts_nothing(on_call: Build) -> None:
+    desk = on_call([Said("all is well")])
+    body = json.dumps(ALARM).encode()
+    with desk.program.start() as program:
+        program.ready(180)
+        forged = hmac.new(b"another secret", body, hashlib.sha256).hexdigest()
+        assert [desk.send(body, each).status for each in ("", forged)] == [401, 401]
+        desk.reaches(desk.alarm(ALARM), "succeeded")
+        assert len(program.api("/runs")["items"]) == 1
+        assert program.stop() == 0
+    assert len(desk.model.asked) == 1
 
 
 def test_s7_a_kill_while_the_ticket_is_opened_scales_once(on_call: Build) -> None:

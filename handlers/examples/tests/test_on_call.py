@@ -1,6 +1,10 @@
-"""The agent is real; what the model says is scripted, and what the tools do is replaced."""
+"""The agent is real; what the model says is scripted, and what the tools do is replaced.
+
+The alarm comes as if by its webhook; a test needs no signature.
+"""
 
 import json
+import os
 import unittest
 from typing import Any
 from unittest.mock import AsyncMock, patch
@@ -8,7 +12,7 @@ from unittest.mock import AsyncMock, patch
 import on_call
 
 from turnout import task
-from turnout.testing import serve
+from turnout.testing import serve, webhook_event
 
 
 @task
@@ -23,9 +27,13 @@ async def think(messages: list[dict[str, Any]]) -> dict[str, Any]:
 class OnCall(unittest.IsolatedAsyncioTestCase):
     async def test_it_scales_once_a_person_agrees_and_once_only(self) -> None:
         order = AsyncMock(return_value="done")
-        with patch.multiple(on_call, think=think, order=order):
+        nowhere = {"MODEL_URL": "http://127.0.0.1:9", "MODEL_KEY": "unused"}
+        with (
+            patch.dict(os.environ, nowhere),
+            patch.multiple(on_call, think=think, order=order),
+        ):
             async with serve(on_call.on_call) as service:
-                waiting = await service.run(on_call.on_call, {"cpu": 91})
+                (waiting,) = await service.emit(webhook_event(on_call.on_call, {"cpu": 91}))
                 self.assertEqual(waiting.state, "waiting")
                 await service.restart()
                 result = await service.answer(waiting.id)
