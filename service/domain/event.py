@@ -199,6 +199,6 @@ def mint_id() -> str:
     if stamp <= _last_stamp:
         stamp = _last_stamp + 1
     _last_stamp = stamp
-    instant, chance = stamp >> 12, _chance.getrandbits(62) | 1 << 63  # the variant is 10
-    parts = (instant >> 16, instant & 0xFFFF, stamp & 0xFFF, chance >> 48, chance & (1 << 48) - 1)
-    return "%08x-%04x-7%03x-%04x-%012x" % parts  # noqa: UP031  an f-string takes twice as long
+    bits = stamp << 64 | 1 << 63 | _chance.getrandbits(62)  # the variant is 10
+    digits = bits.to_bytes(16).hex()  # quicker than to write each part
+    return f"{digits[1:9]}-{digits[9:13]}-7{digits[13:16]}-{digits[16:20]}-{digits[20:]}"
