@@ -53,7 +53,10 @@ class Site:
         self.mark, self.shop = Mark(), shop
         self.source = (EXAMPLES / f"{example}.py").read_text()
         self.flows = folder / f"{example}.py"
-        self.flows.write_text(self.source)
+        if example == "notice":  # a tick of its own, on the hour, would be another visit
+            self.change('every("1h")', 'every("1h", start="2090-01-01T00:00Z")')
+        else:
+            self.flows.write_text(self.source)
         self.program = Program(
             flows=self.flows,
             data=folder / "data",
@@ -76,8 +79,16 @@ class Site:
         if self.flows.name == "prices.py":
             return self.program.post("prices", {})
         self.ask("/triggers/every%3A1h/fire")
-        (run,) = until(lambda: self.program.api("/runs")["items"], 20, "the run of the tick")
+        (run,) = until(self.runs, 60, "the run of the tick")
         return str(run["id"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the runs there are; none while it is down."""
+        try:
+            found: list[dict[str, Any]] = self.program.api("/runs")["items"]
+        except (AssertionError, FileNotFoundError):
+            return []
+        return found
 
     def ask(self, path: str) -> None:
         headers = {"Authorization": f"Bearer {TOKEN}"}
