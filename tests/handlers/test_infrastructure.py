@@ -22,6 +22,7 @@ from tests.support.peer_server import Stub, stub
 from tests.support.ports import free_port
 from tests.support.program import Program, environment, supervised, until
 from tests.support.stand_ins import Cloud, Cluster, aws, kubernetes
+from tests.support.stub_http import Reply, stubbed
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -379,3 +380,21 @@ def test_more_machines_than_the_budget_has_are_not_started(
     assert [run["state"] for run in ended] == ["succeeded", "succeeded", "failed"]
     assert ended[2]["error"]["type"] == "BudgetSpent"
     assert len(cloud.machines()) == 10
+
+
+def test_what_aws_refuses_fails_at_once_and_a_busy_aws_is_asked_again(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    refused = (
+        b"<Response><Errors><Error><Code>UnauthorizedOperation</Code></Error></Errors></Response>"
+    )
+    none = b"<DescribeInstancesResponse><reservationSet/></DescribeInstancesResponse>"
+    with stubbed() as amazon:
+        amazon.replies["/"] = [Reply(503), Reply(403, refused), Reply(content=none)]
+        it = Infrastructure(tmp_path, env | {"AWS_ENDPOINT_URL": amazon.url})
+        with it.program.start() as program:
+            program.ready(PATIENCE)
+            ended = it.ended(program.post("machines", {"image": "ami-1", "least": 1, "most": 1}))
+    assert ended["state"] == "failed" and "UnauthorizedOperation" in ended["error"]["message"]
+    assert [step["tries"] for step in ended["steps"] if step["key"] == "provision#1"] == [1]
+    assert ended["undo"] == "done" and len(amazon.asked) == 3, "twice, and once by the undo"
