@@ -163,6 +163,7 @@ class Process:
             is_paused=lambda flow: self.pauses.of_flow(flow) is not None,
             service=lambda: self.links.base_url,
         )
+        metrics.start_timestamp_seconds.set(wall().timestamp())
         self.run_counts = RunCounts(metrics)
         submit = Submit(self.dispatcher, self.windows, metrics, self.run_counts, now=now)
         executor.set_host(

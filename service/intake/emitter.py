@@ -104,6 +104,8 @@ class TriggerEmitter:
         self._backpressure = shared.dispatcher.backpressure()
         self._batches = BatchFill()
         self._accepted = shared.metrics.events.labels(trigger.name, "accepted")
+        if self.parts.scheduled is not None:
+            status.count_ticks()
 
     def session(self) -> TriggerEmitter:
         """Return the emitter for one run of the trigger; it knows the positions it reads and moves.

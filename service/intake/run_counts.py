@@ -20,12 +20,19 @@ class RunCounts:
 
     def __init__(self, metrics: Metrics) -> None:
         self._family = metrics.runs_ended
+        self._filter_errors = metrics.filter_errors
         self._plain: dict[tuple[str, RunState], Counter] = {}  # of flows without labels
         self._labels: Mapping[str, Mapping[str, Label]] = {}
         self._told: set[tuple[str, str]] = set()
 
     def serve(self, flows: Iterable[AnyFlow]) -> None:
-        """Ask the labels of these flows from now on."""
+        """Ask the labels of these flows from now on, and show that no filter of theirs has failed.
+
+        Prometheus sees no increase in what appears with its first count.
+        """
+        flows = list(flows)
+        for flow in flows:
+            self._filter_errors.labels(flow.name)
         self._labels = {flow.name: flow.metrics for flow in flows if flow.metrics}
         self._plain.clear()
         self._told.clear()

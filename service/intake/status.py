@@ -128,6 +128,14 @@ class Status:
         """Note how long after it was due an event was stored."""
         self._metrics.schedule_late_seconds.labels(self.trigger).observe(max(seconds, 0.0))
 
+    def count_ticks(self) -> None:
+        """Show how many ticks were late or missed from the first scrape on.
+
+        Prometheus sees no increase in what appears with its first count.
+        """
+        self._metrics.schedule_late_seconds.labels(self.trigger)
+        self._metrics.events.labels(self.trigger, "missed")
+
     def lag(self, partition: str, count: float) -> None:
         """Note how much of `partition` is not read yet."""
         self.lags[partition] = count

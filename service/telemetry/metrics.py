@@ -53,6 +53,9 @@ class Metrics:
             return Gauge(f"turnout_{name}", text, labels, registry=registry)
 
         self.events = counter("events", "Events by result.", "trigger", "result")
+        self.start_timestamp_seconds = gauge(
+            "start_timestamp_seconds", "When this process started."
+        )
         self.answer_seconds = histogram(
             "answer_seconds",
             "From when an accepted request was read to its answer; not if it waited for a result.",
