@@ -66,12 +66,16 @@ def started_late(share: int) -> dict[str, str]:
 LATE = "turnout_schedule_late_seconds_{}"
 DELAY = "turnout_loop_delay_seconds_{}"
 MISSED = 'turnout_events_total{trigger="nightly",result="missed"}'
+STARTED = "turnout_start_timestamp_seconds"
+BREAKER = 'turnout_breaker_state{dependency="crm"}'
+FILTERS = 'turnout_filter_errors_total{flow="bill"}'
+DEAD = 'turnout_dead_letters{flow="bill"}'
 
 CASES = {
     "TurnoutDown": Case({'up{job="turnout"}': "0x5 1x60"}, 2, 10, {"job": "turnout"}),
     "TurnoutTriggerDown": Case({'turnout_trigger_up{trigger="files"}': "0x10 1x60"}, 8, 20,
                                {"trigger": "files"}),
-    "TurnoutDeadLetters": Case({'turnout_dead_letters{flow="bill"}': "0x20 3x60"}, 25, 45,
+    "TurnoutDeadLetters": Case({DEAD: "0x20 3x60"}, 25, 45,
                                {"flow": "bill"}),
     "TurnoutUndoFailed": Case({'turnout_undo_failed{flow="bill"}': "1x10 0x60"}, 5, 15,
                               {"flow": "bill"}),
@@ -92,7 +96,7 @@ CASES = {
         25, 60,
     ),
     "TurnoutClockBehind": Case({"turnout_clock_behind_seconds": "3600x20 0x60"}, 15, 30),
-    "TurnoutRestarts": Case({DELAY.format("count"): "0+50x3 0+50x3 0+50x3 0+50x3 0+50x90"}, 20, 60),
+    "TurnoutRestarts": Case({STARTED: "0x3 240x3 480x3 720x3 960x90"}, 20, 60),
     "TurnoutRefusesFast": Case(refused(5), 30, 60),
     "TurnoutRefusesSlowly": Case(refused(1), 80, 130),
     "TurnoutAnswersLateFast": Case(answered_late(5), 30, 60),
@@ -106,7 +110,7 @@ CASES = {
         },
         20, 60, {"trigger": "nightly"},
     ),
-    "TurnoutTicksMissed": Case({MISSED: "_x20 4x60"}, 25, 50,
+    "TurnoutTicksMissed": Case({MISSED: "0x20 4x60"}, 25, 50,
                                {"trigger": "nightly", "result": "missed"}),
     "TurnoutLoopBlocked": Case(
         {
@@ -121,10 +125,8 @@ CASES = {
     "TurnoutWritesQueue": Case({"turnout_journal_queued_writes": "5000x10 3x60"}, 8, 20),
     "TurnoutPoolBusy": Case({'turnout_pool_waiting{pool="processes"}': "2x20 0x60"}, 15, 30,
                             {"pool": "processes"}),
-    "TurnoutBreakerOpen": Case({'turnout_breaker_state{dependency="crm"}': "2x30 0x60"}, 20, 40,
-                               {"dependency": "crm"}),
-    "TurnoutFilterErrors": Case({'turnout_filter_errors_total{flow="bill"}': "_x20 1x60"}, 25, 50,
-                                {"flow": "bill"}),
+    "TurnoutBreakerOpen": Case({BREAKER: "2x9 1 2x9 1 2x9 0x60"}, 20, 40, {"dependency": "crm"}),
+    "TurnoutFilterErrors": Case({FILTERS: "0x20 1x60"}, 25, 50, {"flow": "bill"}),
     "TurnoutRunsFail": Case(
         {
             'turnout_runs_total{flow="bill",outcome="failed"}': "0+20x40 800x200",
@@ -133,6 +135,45 @@ CASES = {
         40, 110, {"flow": "bill"},
     ),
 }  # fmt: skip
+
+RESTARTED = "0x20 stale _x1 1380x60"
+SECOND_CAUSES = [
+    # Runs that do not start at all tell nothing of how late they started.
+    ("TurnoutBacklog", Case({'turnout_oldest_due_seconds{flow="bill"}': "0+60x30 0x60"}, 15, 45,
+                            {"flow": "bill"})),
+    # A process counts as it starts, after minute 20: as much as the one before had counted.
+    ("TurnoutTicksMissed", Case({MISSED: "4x20 stale _x1 4x60", STARTED: RESTARTED}, 25, 45,
+                                {"trigger": "nightly", "result": "missed"})),
+    ("TurnoutFilterErrors", Case({FILTERS: "1x20 stale _x1 1x60", STARTED: RESTARTED}, 25, 45,
+                                 {"flow": "bill"})),
+    # Nobody was there for longer than the alert looks back.
+    ("TurnoutTicksLate", Case(
+        {
+            LATE.format('bucket{trigger="nightly",le="60.0"}'): "9x20 stale _x28 0x60",
+            LATE.format('count{trigger="nightly"}'): "9x20 stale _x28 1x60",
+            STARTED: "0x20 stale _x28 3000x60",
+        },
+        55, 70, {"trigger": "nightly"},
+    )),
+    ("TurnoutTicksLate", Case(  # but the process: it had been stopped
+        {
+            LATE.format('bucket{trigger="nightly",le="60.0"}'): "9x20 stale _x28 9x60",
+            LATE.format('count{trigger="nightly"}'): "9x20 stale _x28 10x60",
+            STARTED: "0x20 stale _x28 0x60",
+        },
+        55, 70, {"trigger": "nightly"},
+    )),
+]  # fmt: skip
+
+A_STOP = "stale _x1"
+SILENT = [
+    # What was there before a stop, or a scrape that failed, is not new a quarter of an hour later.
+    ("TurnoutDeadLetters", {DEAD: f"3x40 {A_STOP} 3x60"}),
+    ("TurnoutTicksMissed", {MISSED: f"3x40 {A_STOP} 3x60", STARTED: f"0x40 {A_STOP} 0x60"}),
+    ("TurnoutFilterErrors", {FILTERS: f"3x40 {A_STOP} 3x60", STARTED: f"0x40 {A_STOP} 0x60"}),
+    # A breaker that is tried and closes.
+    ("TurnoutBreakerOpen", {BREAKER: "0x50 2x5 1x2 0x60"}),
+]
 
 
 def alerts() -> dict[str, dict[str, Any]]:
@@ -158,10 +199,23 @@ def played(name: str, case: Case) -> dict[str, Any]:
     }
 
 
+def silent(name: str, series: dict[str, str]) -> dict[str, Any]:
+    """Return a test in which an alert fires at no minute, once a service has run for a while."""
+    return {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": value} for key, value in series.items()],
+        "alert_rule_test": [
+            {"alertname": name, "eval_time": f"{minute}m", "exp_alerts": []}
+            for minute in range(20, 80)
+        ],
+    }
+
+
 @pytest.mark.timeout(60)  # promtool takes 10 s of a processor
 def test_each_alert_fires_and_resolves(tmp_path: Path) -> None:
     assert CASES.keys() == alerts().keys()
-    tests = [played(name, case) for name, case in CASES.items()]
+    tests = [played(name, case) for name, case in [*CASES.items(), *SECOND_CAUSES]]
+    tests += [silent(name, series) for name, series in SILENT]
     file = tmp_path / "rules_test.yml"
     file.write_text(
         yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests})
