@@ -7,7 +7,7 @@ become due sooner.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 
@@ -15,6 +15,7 @@ from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Queued
 
 from .filling import Filling
+from .queue import Queue
 from .scheduling import Scheduler
 
 BATCH = 500
@@ -64,26 +65,29 @@ class DueRuns:
     async def _read(self, read_at: datetime) -> bool:
         """Add every run that is due by an instant and not known; whether any run is due.
 
-        A queue that is cleared meanwhile is read again: `due_lost`.
+        A queue that is cleared meanwhile is read again (`due_lost`), and gets nothing of this read:
+        what an operator has queued again since would be in it twice, and start twice.
         """
         # A run that is claimed during a read is still in its answer.
         known, last = self._scheduler.known_due | self.orphans, None
+        epochs = self._scheduler.epochs()
         while True:
             rows = await self._journal.due(read_at, BATCH, after=last)
             for row in rows:
                 if row.seq not in known:
-                    await self._add(row)
+                    await self._add(row, epochs)
             if len(rows) < BATCH:
                 return last is not None or bool(rows)
             last = rows[-1]
 
-    async def _add(self, row: Queued) -> None:
+    async def _add(self, row: Queued, epochs: Mapping[Queue, int]) -> None:
         queue = self._scheduler.find(row.flow)
         if queue is None:
             self.orphans.add(row.seq)
             return
         for complete in await self._filling.complete(queue, [row]):
-            self._scheduler.add_due(complete, queue)
+            if queue.epoch == epochs.get(queue):
+                self._scheduler.add_due(complete, queue)
 
     async def _seconds_until_next(self, read_at: datetime, at_most: float | None) -> float:
         due_at = await self._journal.next_due_at(read_at)

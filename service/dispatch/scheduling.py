@@ -246,6 +246,10 @@ class Scheduler:
         if queue is not None:
             queue.forget(asks_as(run))
 
+    def epochs(self) -> Mapping[Queue, int]:
+        """Return the epoch of each queue: it is another one once the queue is cleared."""
+        return {queue: queue.epoch for queue in self.queues()}
+
     def unread_due(self) -> Mapping[Queue, int]:
         """Return the queues that start nothing until their due runs are read, with their epoch."""
         return {queue: queue.epoch for queue in self.queues() if queue.due_unread}

@@ -111,6 +111,32 @@ def test_a_run_that_resumes_does_not_wait_behind_held_runs_of_its_limit_key() ->
     )
 
 
+def test_a_run_that_is_queued_again_while_due_runs_are_read_starts_once() -> None:
+    rest = {"steps": 0, "order": 0}
+    once = {"number": 0, "again": False, **rest}
+    lost = ("lose_connection", {"number": 0, "steps": 4, "order": 0})
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 4,
+            "policies": [(True, [], False), (False, [], True)],
+            "bounds": 2,
+            "rules": [[], [], []],
+        },
+        [
+            ("send", {"keys": [(1, 0, False), (0, 2, True)], **once}),
+            ("send", {"keys": [(1, 1, True), (2, 0, False)], **once}),
+            ("crash", {}),
+            ("send", {"keys": [(0, 0, False)], **once}),
+            ("crash", {}),
+            ("cancel", {"number": 0, **rest}),
+            *[lost] * 3,
+            ("advance", {"seconds": 30, "steps": 1, "order": 0}),
+            ("retry", {"number": 39, "steps": 0, "order": 202081}),
+        ],
+    )
+
+
 def test_a_limit_that_is_lowered_holds_at_once() -> None:
     steps = {"steps": 0, "order": 0}
     replay(

@@ -508,7 +508,7 @@ class JournalContract:
             runs = [make_run(), make_run("ship")]
             await put(journal, *runs)
             seqs = [run.seq for run in runs]
-            asked = [*seqs, seqs[-1] + 99]  # the last is no run's
+            asked = [*seqs, *seqs, seqs[-1] + 99]  # each twice, and one that is no run's
             results = await asyncio.gather(*(claim_all(journal, asked) for _ in range(4)))
             assert sorted(run.claim.run_seq for claims in results for run in claims) == seqs
 

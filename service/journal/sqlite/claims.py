@@ -153,8 +153,9 @@ class Claims:
         unread = [seq for job in jobs for seq in job.seqs if seq not in claimed]
         if unread:
             claimed |= self._claim_read(unread, at, counters)
-        for job in jobs:
-            job.result = [claimed[seq] for seq in job.seqs if seq in claimed]
+        left = dict(claimed)
+        for job in jobs:  # a run that is asked for twice is given to the first only
+            job.result = [left.pop(seq) for seq in job.seqs if seq in left]
             if job.starts:
                 counted = [job.starts[seq] for seq in job.starts if seq in claimed]
                 starts.add(self._connection, chain.from_iterable(counted))
