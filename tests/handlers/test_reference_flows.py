@@ -301,6 +301,26 @@ async def test_s11_sources_are_read_at_once_and_every_place_holds_all(
     assert loaded(tmp_path) == (175, 175)
 
 
+async def test_s11_places_of_one_kind_are_loaded_at_once_each_at_its_first_try(
+    web: Stub, tmp_path: Path
+) -> None:
+    places = [f"{tmp_path}/{number}.parquet" for number in range(8)]
+    file = await asyncio.to_thread(pipeline, web, tmp_path, destinations=places)
+    web.bodies["/rows"] = numbers(50_000)
+    result = await run_pipeline(file)
+    assert result.error is None
+    tries = [step.tries for key, step in result.steps.items() if key.startswith("load.map#1[")]
+    assert tries == [1] * 8
+
+
+async def test_s11_a_database_that_is_missing_is_not_made(web: Stub, tmp_path: Path) -> None:
+    missing = f"{tmp_path}/other.db#sales"
+    file = await asyncio.to_thread(pipeline, web, tmp_path, sources=[missing])
+    result = await run_pipeline(file)
+    assert result.error is not None and "unable to open" in result.error.message
+    assert not (tmp_path / "other.db").exists()
+
+
 def slowed(read: Any) -> Any:
     def slow(*args: Any, **kwargs: Any) -> Any:
         time.sleep(1)

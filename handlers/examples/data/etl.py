@@ -35,7 +35,8 @@ def extract(source: str) -> pd.DataFrame:
     if source.endswith(".csv"):
         return pd.read_csv(source)
     file, _, table = source.rpartition("#")
-    with closing(sqlite3.connect(file)) as database:
+    there = f"{Path(file).resolve().as_uri()}?mode=ro"  # one that is missing is not made
+    with closing(sqlite3.connect(there, uri=True)) as database:
         return pd.read_sql(f'SELECT * FROM "{table}"', database)
 
 
@@ -62,7 +63,8 @@ def load(job: tuple[Path, pd.DataFrame]) -> None:
     destination, frame = job
     if destination.suffix == ".parquet":
         unfinished = destination.with_suffix(".part")
-        duckdb.from_df(frame).write_parquet(str(unfinished))
+        with duckdb.connect() as database:  # not the one that all threads share: loads run at once
+            database.from_df(frame).write_parquet(str(unfinished))
         unfinished.replace(destination)
     else:
         with duckdb.connect(str(destination)) as database:
