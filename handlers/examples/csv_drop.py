@@ -36,9 +36,12 @@ def sales(path: Path) -> Summary:
     rows = 0
     by_product: dict[str, Decimal] = {}
     bad: list[str] = []
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         for row in reader:
+            if None in row:
+                bad.append(f"line {reader.line_num}: more fields than the header names")
+                continue
             try:
                 sale = Sale.model_validate(row)
             except ValidationError as error:

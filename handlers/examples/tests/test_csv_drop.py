@@ -10,11 +10,11 @@ from csv_drop import sales
 from turnout.testing import file_event, serve
 
 
-async def dropped(rows: str) -> Any:
+async def dropped(rows: str, encoding: str = "utf-8") -> Any:
     """Return the run of a file with these rows."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "sales.csv"
-        file.write_text(f"day,product,amount\n{rows}")
+        file.write_text(f"day,product,amount\n{rows}", encoding)
         async with serve(sales) as service:
             (result,) = await service.emit(file_event(sales, file))
             return result
@@ -29,3 +29,11 @@ class CsvDrop(unittest.IsolatedAsyncioTestCase):
         result = await dropped("2026-13-05,pears,1\n2026-01-05,pears,1\n2026-01-05,pears,-1\n")
         self.assertEqual((result.state, result.attempts), ("failed", 1))
         self.assertRegex(result.error.message, "line 2: day: .*; line 4: amount: ")
+
+    async def test_a_decimal_comma_is_no_field_to_leave_out(self) -> None:
+        result = await dropped("2026-01-05,pears,1,50\n")
+        self.assertEqual(result.error.message, "line 2: more fields than the header names")
+
+    async def test_a_spreadsheet_may_begin_with_its_mark(self) -> None:
+        result = await dropped("2026-01-05,pears,1\n", "utf-8-sig")
+        self.assertEqual(result.result["rows"], 1)
