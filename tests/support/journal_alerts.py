@@ -43,17 +43,19 @@ async def fail(journal: Journal, kind: str = "OSError", *, flow: str = "bill") -
     return run.claim.run_id
 
 
-async def opened(journal: Journal, **more: Any) -> StoredAlert:
+async def opened(journal: Journal, *, flow: str = "bill", **more: Any) -> StoredAlert:
     """Open an alert that has not been told of."""
-    await journal.raise_alert("bill", OVERDUE, now=NOW, detail="is overdue", **more)
+    await journal.raise_alert(flow, OVERDUE, now=NOW, detail="is overdue", **more)
     return (await journal.alerts())[0]
 
 
-async def told(journal: Journal, *keys: str, channel: str = "chat", seconds: float = 0) -> None:
+async def told(
+    journal: Journal, *keys: str, channel: str = "chat", seconds: float = 0, flow: str = "bill"
+) -> None:
     """Tell of an alert by messages with these keys."""
-    await opened(journal)
+    await opened(journal, flow=flow)
     for key in keys:
-        (alert,) = await journal.alerts()
+        (alert,) = [each for each in await journal.alerts() if each.flow == flow]
         message = NewMessage(channel=channel, key=key, document={"news": "opened", "key": key})
         assert await journal.tell(alert, [message], now=at(seconds))
 
@@ -163,7 +165,8 @@ class AlertsContract:
 
     async def test_a_message_is_claimed_sent_and_never_found_again(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:
-            await told(journal, "a", "b")
+            await told(journal, "a")
+            await told(journal, "b", flow="ship")
             first = await taken(journal, 1)
             assert (first.key, first.tries, first.document["key"]) == ("a", 1, "a")
             assert (await taken(journal, 1)).key == "b"
@@ -192,6 +195,20 @@ class AlertsContract:
             assert (await taken(journal, 9)).key == "a"
             await journal.message_failed(message.seq, error="refused", due_at=None)
             assert await take(journal, 100) == Taken(None)
+
+    async def test_no_message_of_an_alert_overtakes_another(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            await told(journal, "opened", "recovered")
+            message = await taken(journal, 1)
+            await journal.message_failed(message.seq, error="refused", due_at=at(600))
+            assert await take(journal, 2) == Taken(None, at(600)), "it looks again when that is due"
+            await told(journal, "another", flow="ship")
+            await told(journal, "elsewhere", channel="mail", flow="pack")
+            assert (await taken(journal, 3)).key == "another", "what is not of it need not wait"
+            assert (await taken(journal, 3, channel="mail")).key == "elsewhere"
+            assert (await taken(journal, 600)).key == "opened"
+            await journal.message_failed(message.seq, error="refused", due_at=None)
+            assert (await taken(journal, 601)).key == "recovered", "the one before was dropped"
 
     async def test_what_a_channel_may_not_send_yet_becomes_one(self, tmp_path: Path) -> None:
         async with self.open(tmp_path) as journal:

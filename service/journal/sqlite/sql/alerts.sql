@@ -44,14 +44,22 @@ SELECT seq, document FROM alert_messages WHERE channel = ? AND ended_at IS NULL 
 UPDATE alert_messages SET ended_at = ?2, ended = 'summarised' WHERE channel = ?1 AND ended_at IS NULL AND held = 1 AND tries = 0;
 
 -- name: next_message
+-- Of an alert only the first message may go: that it has recovered must not overtake that it failed.
 -- What is due, or claimed, later than any wait there is was so under a clock that was ahead.
 SELECT seq, alert_seq, key, document, made_at, tries FROM alert_messages
-WHERE channel = ?1 AND ended_at IS NULL AND (due_at <= ?2 OR due_at > ?3)
-    AND (claimed_until IS NULL OR claimed_until <= ?2 OR claimed_until > ?3)
+WHERE seq IN (
+        SELECT min(seq) FROM alert_messages WHERE channel = ?1 AND ended_at IS NULL
+        GROUP BY CASE alert_seq WHEN 0 THEN -seq ELSE alert_seq END
+    )
+    AND (due_at <= ?2 OR due_at > ?3) AND (claimed_until IS NULL OR claimed_until <= ?2 OR claimed_until > ?3)
 ORDER BY seq LIMIT 1;
 
 -- name: next_due
-SELECT min(max(due_at, coalesce(claimed_until, 0))) FROM alert_messages WHERE channel = ? AND ended_at IS NULL;
+SELECT min(max(due_at, coalesce(claimed_until, 0))) FROM alert_messages
+WHERE seq IN (
+    SELECT min(seq) FROM alert_messages WHERE channel = ?1 AND ended_at IS NULL
+    GROUP BY CASE alert_seq WHEN 0 THEN -seq ELSE alert_seq END
+);
 
 -- name: claim
 UPDATE alert_messages SET tries = tries + 1, claimed_until = ?2 WHERE seq = ?1;
