@@ -158,6 +158,8 @@ def email(
     to: str | Sequence[str], *, server: str | Secret | None = None, sender: str | None = None
 ) -> Email:
     """Make the channel `notify.email(to)`."""
+    if sender is not None:
+        addresses(sender)
     return Email(addresses(to), server_of(server), sender)
 
 
@@ -186,13 +188,22 @@ def server_of(server: Any) -> str | Secret:
 def _url(what: str, url: Any) -> str | Secret:
     if isinstance(url, Secret):
         return url
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SetupError(
-            f'{what}({url!r:.80}): write an address, "https://example.com/path", or the secret '
-            'that holds it, secret("CHAT_URL")'
-        )
-    return str(url)
+    if isinstance(url, str) and _is_address(url):
+        return url
+    raise SetupError(
+        f'{what}({url!r:.80}): write an address, "https://example.com/path", or the secret that '
+        'holds it, secret("CHAT_URL")'
+    )
+
+
+def _is_address(url: str) -> bool:
+    if not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets around what is no address, or a port that is no number
+        return False
 
 
 def _token(token: Any) -> Secret | None:

@@ -136,9 +136,13 @@ def wrong(value: object) -> Any:
     [
         (lambda: notify("chat.example"), "write an address"),
         (lambda: notify.slack(""), "write an address"),
+        (lambda: notify.slack("https://chat.example:x/a"), "write an address"),
+        (lambda: notify.slack("https://chat .example/a"), "write an address"),
+        (lambda: notify.webhook("https://[::1"), "write an address"),
         (lambda: notify.webhook("https://a.example", token=wrong("text")), "write the secret"),
         (lambda: notify.email("nobody"), "write an address"),
         (lambda: notify.email([]), "write whom it goes to"),
+        (lambda: notify.email("a@b.example", sender="a@b\nBcc: c@d"), "write an address"),
         (lambda: notify.email("a@b.example", server="mail.example:25"), "smtp://USER:PASSWORD"),
         (lambda: flow(on_failure=notify)(nothing), "say whom it tells"),
         (lambda: flow(on_failure=wrong("ops@example.com"))(nothing), "write a function"),
