@@ -84,12 +84,12 @@ class Judge:
             await self._journal.expect(flow.name, rule, since=min(known.since, now), seen_at=last)
         due = last + every
         if now >= due and alert is None:
-            first = "was asked for" if last == known.since else "has succeeded"
+            what = "it was first expected" if last == known.since else "the last one has succeeded"
             await self._journal.raise_alert(
                 flow.name,
                 rule,
                 now=now,
-                detail=f"no run has succeeded for {_words(now - last)}: the last one {first} at "
+                detail=f"no run has succeeded for {_words(now - last)}: {what} at "
                 f"{to_the_second(last)}",
                 seen_at=last,
             )
@@ -131,7 +131,7 @@ class Judge:
         now = self._now
         late = await self._journal.late_runs(flow.name, before=now - within)
         if not late.count:
-            due = now if late.due_at is None else late.due_at
+            due = now if late.due_at is None else min(late.due_at, now)  # one may come meanwhile
             is_well = alert is None or now - alert.last_at >= QUIET or alert.last_at > now
             return Judged(is_well, max(due, now - within) + within)
         if alert is None or late.count > alert.count or now - alert.last_at >= _STILL:

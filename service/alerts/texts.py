@@ -94,7 +94,7 @@ def _title(document: Mapping[str, Any]) -> str:
         case News.RECOVERED:
             return f"{flow} has recovered: it {words}"
         case News.REPEATED:
-            return f"{flow} still {words} ({count} times)"
+            return f"{flow} still {words}" + (f" ({count} times)" if count > 1 else "")
         case News.GROWN:
             return f"{flow} {words} ({count} times)"
     return f"{flow} {words}"

@@ -7,7 +7,12 @@ from datetime import timedelta
 
 import pytest
 
+from tests.support.journal_contract import make_event, make_run
 from turnout import cron, deadline, flow, notify, retry, sleep, task
+from turnout.service.alerts.expectations import Judge, Judged
+from turnout.service.domain.alerts import AlertRule
+from turnout.service.domain.run import RunState
+from turnout.service.journal.records import Entry
 from turnout.service.journal.sqlite import alerts
 from turnout.testing import Service, serve
 
@@ -186,6 +191,7 @@ async def test_a_flow_that_does_not_run_is_overdue_once_a_day_until_it_does() ->
         assert "expected: a success every 1d2h" in told.text
         await service.advance("2d")
         assert news(service) == ["opened", "repeated", "repeated"]
+        assert service.alerts[1].title == "nightly still is overdue"
         await service.run(nightly)
         await service.advance("1m")
         assert news(service)[3:] == ["recovered"]
@@ -276,6 +282,19 @@ async def test_a_run_that_does_not_end_in_time_is_late() -> None:
         assert news(service) == ["opened", "recovered"]
 
 
+async def test_a_run_due_tomorrow_puts_off_no_look_at_those_that_come_meanwhile() -> None:
+    @flow(on_failure=CHAT, finish_within="30m")
+    async def slow() -> None: ...
+
+    async with serve(slow) as service:
+        now = service.clock.now()
+        later = make_run("slow", state=RunState.SCHEDULED, due_at=now + timedelta(days=1))
+        await service.journal.append([Entry(event=make_event(), runs=[later])], now=now)
+        judge = Judge(service.journal, {}, now=now, wall=now)
+        judged = await judge.judge(slow, AlertRule.FINISH_WITHIN, [], None)
+        assert judged == Judged(is_well=True, next_at=now + timedelta(minutes=30))
+
+
 async def test_a_flow_without_channels_is_listed_and_logged() -> None:
     @flow(expect_every="1h")
     async def quiet() -> None: ...
@@ -285,3 +304,5 @@ async def test_a_flow_without_channels_is_listed_and_logged() -> None:
         assert service.alerts == []
         (alert,) = await service.journal.alerts()
         assert (alert.flow, alert.rule, alert.messages) == ("quiet", "expect_every", 1)
+        assert alert.error is not None
+        assert "1h: it was first expected at " in alert.error.message
