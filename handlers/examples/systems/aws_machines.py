@@ -34,7 +34,7 @@ async def tagged(client: Any, key: str) -> list[str]:
     """Return the machines that a step has started."""
     filters = [
         {"Name": "tag:turnout-key", "Values": [key]},
-        {"Name": "instance-state-name", "Values": ["pending", "running"]},
+        {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
     ]
     found = await client.describe_instances(Filters=filters)
     return [each["InstanceId"] for part in found["Reservations"] for each in part["Instances"]]
@@ -64,13 +64,14 @@ async def provision(image: str, kind: str, least: int, most: int) -> list[str]:
 
 @task(retry=again, timeout="1m")
 async def running(ids: list[str]) -> list[str] | Pending:
-    """Look whether they run; one that is gone will not."""
+    """Look whether they run; one that is gone will not, and a new one may not be listed yet."""
     async with ec2() as client:
-        found = await client.describe_instances(InstanceIds=ids)
+        # a filter, as asking for a machine that EC2 does not list yet is an error
+        found = await client.describe_instances(Filters=[{"Name": "instance-id", "Values": ids}])
     states = [each["State"]["Name"] for part in found["Reservations"] for each in part["Instances"]]
     if gone := set(states) - {"pending", "running"}:
         raise Fail(f"a machine is {gone.pop()}")
-    return ids if "pending" not in states else Pending(str(states))
+    return ids if states == ["running"] * len(ids) else Pending(str(states))
 
 
 @flow(on=[webhook("/machines", verify="none"), event("machines.wanted")])

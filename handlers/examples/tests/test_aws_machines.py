@@ -1,4 +1,4 @@
-"""An EC2 that remembers the tags of its machines, and loses one when it is told to."""
+"""An EC2 that remembers the tags of its machines, and stops one when it is told to."""
 
 import unittest
 from collections.abc import AsyncIterator
@@ -16,18 +16,21 @@ WANTED = {"image": "ami-1", "least": 2, "most": 2}
 class Ec2:
     """What the flow uses of a client."""
 
-    def __init__(self, lost: int | None = None) -> None:
+    def __init__(self, lost: int | None = None, lists: bool = True) -> None:
         self.states: list[str] = []
-        self.lost = lost
+        self.lost, self.lists = lost, lists
 
-    async def describe_instances(self, Filters: Any = None, InstanceIds: Any = None) -> Any:
-        if InstanceIds and self.lost is not None:
-            self.states[self.lost] = "terminated"
-        wanted = ["terminated", "running"] if InstanceIds else ["running"]
+    async def describe_instances(self, Filters: Any) -> Any:
+        wanted = {each["Name"]: each["Values"] for each in Filters}
+        if not self.lists:  # it lists new machines from the second time on
+            self.lists = bool(self.states)
+            return {"Reservations": []}
+        if "instance-id" in wanted and self.lost is not None:
+            self.states[self.lost] = "stopped"
         found = [
             {"InstanceId": str(number), "State": {"Name": state}}
             for number, state in enumerate(self.states)
-            if state in wanted
+            if state in wanted.get("instance-state-name", [state])
         ]
         return {"Reservations": [{"Instances": found}]}
 
@@ -52,9 +55,15 @@ class AwsMachines(unittest.TestCase):
         self.assertEqual((result.result, result.crashes), (["0", "1"], 1))
         self.assertEqual(ec2.states, ["running"] * 2)
 
-    def test_where_one_is_lost_the_others_are_ended(self) -> None:
+    def test_where_one_is_stopped_all_are_ended(self) -> None:
         ec2 = Ec2(lost=0)
         with patch.object(aws_machines, "ec2", ec2.opened):
             result = run(aws_machines.start_machines, WANTED)
         self.assertEqual((result.state, result.undo), ("failed", "done"))
         self.assertEqual(ec2.states, ["terminated"] * 2)
+
+    def test_what_is_not_listed_yet_is_waited_for(self) -> None:
+        ec2 = Ec2(lists=False)
+        with patch.object(aws_machines, "ec2", ec2.opened):
+            result = run(aws_machines.start_machines, WANTED)
+        self.assertEqual((result.result, ec2.states), (["0", "1"], ["running"] * 2))
