@@ -8,6 +8,7 @@ In `known_hosts` is the partner's key, in `id_partner` ours.
 # dependencies = ["asyncssh>=2.24"]
 # ///
 
+import asyncio
 import csv
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,10 +21,10 @@ from turnout import artefact, current, every, files, flow, retry, secret, task
 
 @asynccontextmanager
 async def partner() -> AsyncIterator[asyncssh.SFTPClient]:
-    """Open a session at `PARTNER_SFTP`, which is HOST:PORT."""
+    """Open a session at `PARTNER_SFTP`, which is HOST or HOST:PORT."""
     host, _, port = secret("PARTNER_SFTP").reveal().partition(":")
     connecting = asyncssh.connect(
-        host, int(port), username="shop", known_hosts="known_hosts", client_keys="id_partner"
+        host, int(port or 22), username="shop", known_hosts="known_hosts", client_keys="id_partner"
     )
     async with connecting as connection, connection.start_sftp_client() as session:
         yield session
@@ -38,9 +39,9 @@ async def dropped() -> list[str]:
 
 @task(retry=retry(5), timeout="5m")
 async def fetch(name: str) -> str:
-    """Keep a file of at most 16 MiB with the run; it stays where it was."""
+    """Keep a file with the run; it stays where it was."""
     async with partner() as session, session.open(f"out/{name}", "rb") as file:
-        return current().attach(name, await file.read())
+        return await asyncio.to_thread(current().attach, name, await file.read())
 
 
 @task

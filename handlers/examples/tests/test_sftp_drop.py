@@ -47,6 +47,13 @@ class SftpDrop(unittest.IsolatedAsyncioTestCase):
         self.assertTrue(Path("partner/out/taken/a.csv").exists())
         self.assertTrue(Path("partner/out/b.csv.part").exists())
 
+    async def test_a_large_file_does_not_hold_up_the_next(self) -> None:
+        Path("partner/out/a.csv").write_text("id\n" + f"{1:900}\n" * 20_000)  # over 16 MiB
+        Path("partner/out/b.csv").write_text("id\n1\n")
+        async with serve(sftp_drop.collect) as service:
+            result = await service.run(sftp_drop.collect)
+        self.assertEqual(result.result, {"a.csv": 20_000, "b.csv": 1})
+
     async def test_a_file_is_brought_whole(self) -> None:
         Path("ready/report.csv").write_text("day\n1\n")
         event = file_event(sftp_drop.deliver, Path("ready/report.csv"))
