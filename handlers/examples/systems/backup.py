@@ -42,7 +42,8 @@ def store(name: str) -> None:
 def download(name: str) -> None:
     """Keep what is stored with the run; the file of a try that was cut off is written over."""
     part = Path(f"{current().key()}.part")
-    bucket().download_file(name, str(part))
+    with part.open("wb") as file:  # not `download_file`: a kill leaves its file under a random name
+        bucket().download_fileobj(name, file)
     current().attach("stored.dump", part)
     part.unlink()
 

@@ -32,8 +32,8 @@ class Bucket:
     def upload_file(self, path: str, name: str, ExtraArgs: Any) -> None:
         self.stored[name] = b"half" if self.damaged else Path(path).read_bytes()
 
-    def download_file(self, name: str, path: str) -> None:
-        Path(path).write_bytes(self.stored[name])
+    def download_fileobj(self, name: str, file: Any) -> None:
+        file.write(self.stored[name])
 
     def filter(self, Prefix: str) -> list[Any]:
         return [SimpleNamespace(key=name) for name in self.stored]
