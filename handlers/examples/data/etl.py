@@ -35,9 +35,9 @@ def extract(source: str) -> pd.DataFrame:
     if source.endswith(".csv"):
         return pd.read_csv(source)
     file, _, table = source.rpartition("#")
-    there = f"{Path(file).resolve().as_uri()}?mode=ro"  # one that is missing is not made
-    with closing(sqlite3.connect(there, uri=True)) as database:
-        return pd.read_sql(f'SELECT * FROM "{table}"', database)
+    # Read only: one that is missing is not made.
+    with closing(sqlite3.connect(f"{Path(file).resolve().as_uri()}?mode=ro", uri=True)) as shop:
+        return pd.read_sql(f'SELECT * FROM "{table}"', shop)
 
 
 @task

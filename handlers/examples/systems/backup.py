@@ -55,8 +55,8 @@ async def restore() -> int:
     await shell(["dropdb", "--if-exists", scratch], env=PG)  # of a try that was cut off
     await shell(["createdb", scratch], env=PG)
     try:
-        into = ["pg_restore", "--exit-on-error", "--no-owner", f"--dbname={scratch}"]
-        await shell(into, stdin=artefact("stored.dump"), env=PG)
+        # -e: an error ends it, -O: whoever owned the tables.
+        await shell(["pg_restore", "-eO", "-d", scratch], stdin=artefact("stored.dump"), env=PG)
         asked = await shell(["psql", "--no-psqlrc", "-Atc", ROWS, scratch], env=PG)
     finally:
         await shell(["dropdb", scratch], env=PG)
