@@ -1,7 +1,8 @@
 """The metadata of a committed offset: what another journal has to know of it, in a few words.
 
 It names the topic by its id, so that an offset does not count in a later topic of the same name;
-the epoch; and the offsets behind it that are done. Pure functions.
+the epoch; the offsets behind it that are done; and the journal that commits, so that it knows its
+own offsets when it was restored from a backup. Pure functions.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from typing import Any
 
 from .positions import Bounds, Position, Spans
 
-_FIELDS = {"topic", "epoch", "done"}
+_FIELDS = {"topic", "epoch", "done", "by"}
 # Anybody may commit for the group: numbers that a position cannot hold are nobody's.
 _EPOCH = re.compile(r"[0-9]{1,9}")
 _SPANS = re.compile(r"[0-9]{1,15}\+[1-9][0-9]{0,14}(,[0-9]{1,15}\+[1-9][0-9]{0,14})*")
 
 
-def offset_and_metadata(position: Position) -> tuple[int, str]:
+def offset_and_metadata(position: Position, member: str) -> tuple[int, str]:
     """Return what is committed for a position: the offset, and its metadata.
 
-    The metadata holds the topic id, the epoch if it is not the first, and the done offsets.
+    The metadata holds the topic id, the epoch if it is not the first, the done offsets, and the
+    word for the journal.
     """
     words = [f"topic:{position.topic}"] if position.topic else []
     if position.epoch > 1:
         words.append(f"epoch:{position.epoch}")
     if position.done:
         words.append(f"done:{spans_text(position.done, position.next)}")
+    if member:
+        words.append(f"by:{member}")
     return position.next, " ".join(words)
 
 
@@ -71,5 +75,10 @@ def with_committed(limits: Bounds, committed: Any) -> Bounds:
     epoch = int(metadata["epoch"]) if _EPOCH.fullmatch(metadata.get("epoch", "")) else 1
     done = read_spans(metadata.get("done", ""), committed.offset)
     return replace(
-        limits, committed=committed.offset, topic_confirmed=confirmed, epoch=epoch, done=done
+        limits,
+        committed=committed.offset,
+        topic_confirmed=confirmed,
+        epoch=epoch,
+        done=done,
+        by=metadata.get("by", ""),
     )

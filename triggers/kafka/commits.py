@@ -23,7 +23,7 @@ from turnout.service.telemetry.logs import get_logger
 
 from .client import ANSWER_SECONDS, as_trigger_error
 from .commit_metadata import offset_and_metadata
-from .positions import Bounds, Position
+from .positions import Bounds, Position, Positions
 
 log = get_logger("turnout.triggers")
 
@@ -35,8 +35,9 @@ FINAL_SECONDS = 2.0
 class Commits:
     """The journaled positions of one consumer, and what of them is committed."""
 
-    def __init__(self, consumer: AIOKafkaConsumer, trigger: str) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, trigger: str, positions: Positions) -> None:
         self._consumer = consumer
+        self._positions = positions
         self._trigger = trigger
         self._due: dict[TopicPartition, Position] = {}
         self._committed: dict[TopicPartition, int] = {}
@@ -110,7 +111,8 @@ class Commits:
             self._committed |= {one: at.next for one, at in news.items() if one in self._due}
 
     async def _send(self, news: Mapping[TopicPartition, Position], seconds: float) -> None:
-        offsets = {one: offset_and_metadata(position) for one, position in news.items()}
+        member = self._positions.member
+        offsets = {one: offset_and_metadata(position, member) for one, position in news.items()}
         with as_trigger_error("cannot commit"):
             async with asyncio.timeout(seconds):
                 await self._consumer.commit(offsets)

@@ -69,7 +69,7 @@ class ConsumerSession(ConsumerRebalanceListener):  # type: ignore[misc]  # the c
         self._consumer = consumer
         self._positions = Positions()
         self._assignment = Assignment(consumer, self._positions)
-        self._commits = Commits(consumer, trigger.name)
+        self._commits = Commits(consumer, trigger.name, self._positions)
         self._pause = Pause(trigger.name, emit, consumer, self._assignment)
         self._batches = Batches(
             emit, consumer, self._assignment, self._positions, self._commits, self._pause

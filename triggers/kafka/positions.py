@@ -30,6 +30,11 @@ def key_of(partition: TopicPartition) -> str:
     return f"{partition.topic}/{partition.partition}"
 
 
+MEMBER = "~member"
+"""The position, of no topic, that holds a word for this journal: it is in what it commits."""
+
+READS_AGAIN = "kafka.reads_again"
+
 Spans = tuple[tuple[int, int], ...]
 """Offsets, as the first and last of each unbroken run, in order."""
 
@@ -152,7 +157,8 @@ class Bounds:
     `epoch` and `done` are those of the member that committed it. `stable` is where open
     transactions begin: nothing behind it can be read yet. `leader_epoch` is that of the leader, -1
     if unknown. `cut` is where the log that was read ends when another leader has written other
-    records from there on.
+    records from there on. `by` names the journal that committed, if it is known; `is_own` says that
+    it is this one, which had read further before it was restored from a backup.
     """
 
     first: int
@@ -165,6 +171,12 @@ class Bounds:
     cut: int | None = None
     done: Spans = ()
     leader_epoch: int = -1
+    by: str = ""
+    is_own: bool = False
+
+    def seen_by(self, member: str | None) -> Bounds:
+        """Return these bounds as the journal with this word has to see them."""
+        return replace(self, is_own=bool(member) and self.by == member)
 
     @property
     def readable(self) -> int:
@@ -194,10 +206,12 @@ def choose_start(stored: Position | None, bounds: Bounds, default_start: int) ->
     record, or from where a member with another journal has read to. A topic that lost records which
     were read is read on behind the cut, in a new epoch, since new records reuse those offsets; what
     is below the cut was read and keeps its identity. A first offset above the stored one means that
-    retention deleted records that nobody read.
+    retention deleted records that nobody read. An offset that this very journal has committed ahead
+    of what it holds is of a time that it has lost: it was restored from a backup, and reads again.
     """
     start = _choose_start(stored, bounds, default_start)
-    stays = stored is not None and start.alarm is None and start.position.next == stored.next
+    is_expected = start.alarm in (None, READS_AGAIN)
+    stays = stored is not None and is_expected and start.position.next == stored.next
     if stays and start.position.leader_epoch >= 0:
         return start
     return replace(start, position=replace(start.position, leader_epoch=bounds.leader_epoch))
@@ -220,7 +234,8 @@ def _choose_start(stored: Position | None, bounds: Bounds, default_start: int) -
         return Start(position, "kafka.log_cut" if is_same else "kafka.topic_recreated")
     position = replace(stored, topic=bounds.topic or stored.topic)
     # A committed offset past the end is of an earlier topic; it says nothing of this one.
-    committed = -1 if stored.sought or bounds.committed is None else bounds.committed
+    ignored = stored.sought or bounds.is_own
+    committed = -1 if ignored or bounds.committed is None else bounds.committed
     if stored.next < committed <= bounds.end:
         position = replace(position, next=committed, epoch=max(position.epoch, bounds.epoch))
     position = replace(position, done=_done(stored, position, bounds))
@@ -228,13 +243,16 @@ def _choose_start(stored: Position | None, bounds: Bounds, default_start: int) -
         lost = bounds.first - position.next
         done = spans_from(position.done, bounds.first)
         return Start(replace(position, next=bounds.first, done=done), "kafka.records_expired", lost)
+    if bounds.is_own and not stored.sought and position.next < (bounds.committed or 0):
+        return Start(replace(position, sought=True), READS_AGAIN)
     return Start(position)
 
 
 def _done(stored: Position, position: Position, bounds: Bounds) -> Spans:
     """Return the done offsets behind a position, as known here or in the group."""
+    ignored = stored.sought or bounds.is_own
     here = stored.done if stored.epoch == position.epoch else ()
-    group = bounds.done if bounds.epoch == position.epoch and not stored.sought else ()
+    group = bounds.done if bounds.epoch == position.epoch and not ignored else ()
     return spans_from(union(here, group), position.next) if here or group else ()
 
 
@@ -242,6 +260,9 @@ def _first_start(bounds: Bounds, default_start: int) -> Start:
     """Return where to start in a partition that this journal has never read."""
     if bounds.committed is None:
         return Start(Position(default_start, topic=bounds.topic))
+    if bounds.is_own and default_start < bounds.committed <= bounds.end:
+        again = Position(default_start, bounds.epoch, sought=True, topic=bounds.topic)
+        return Start(again, READS_AGAIN)
     if bounds.committed <= bounds.end:
         done = spans_from(bounds.done, bounds.committed)
         return Start(Position(bounds.committed, bounds.epoch, topic=bounds.topic, done=done))
@@ -267,7 +288,7 @@ def is_same_topic(stored: Position, bounds: Bounds) -> bool:
 
 def read_by_group(stored: Position, bounds: Bounds) -> int | None:
     """Return how far the group has read a log that is not the one read here; None if unknown."""
-    if not bounds.topic_confirmed or (bounds.committed or 0) > bounds.end:
+    if not bounds.topic_confirmed or bounds.is_own or (bounds.committed or 0) > bounds.end:
         return None
     # In the same topic, cut, an offset may be older than the cut; one of a later epoch is not.
     if is_another_topic(stored, bounds.topic) or bounds.epoch > stored.epoch:
@@ -291,10 +312,12 @@ class Positions:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.partitions: dict[str, Position] = {}
+        self.member = ""
 
     def load(self, stored: Mapping[str, str]) -> None:
         """Load what the journal holds, in place of what was known."""
         self.partitions.clear()
+        self.member = stored.get(MEMBER, "")
         self.update(stored)
 
     def update(self, moved: Mapping[str, str]) -> None:

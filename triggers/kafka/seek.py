@@ -20,6 +20,7 @@ from . import broker
 from .client import as_trigger_error, open_consumer, started
 from .cluster import describe
 from .positions import (
+    MEMBER,
     Bounds,
     KnownTopic,
     Position,
@@ -50,7 +51,8 @@ async def plan(
     ) as consumer:
         with as_trigger_error("cannot reach Kafka"):
             await started(consumer)
-        limits = await broker.bounds(consumer, partitions)
+        found = await broker.bounds(consumer, partitions)
+        limits = {one: it.seen_by(positions.get(MEMBER)) for one, it in found.items()}
         targets = await _targets(consumer, seek, limits)
     moved: dict[str, str | None] = {}
     sentences = []
@@ -114,7 +116,7 @@ def _now(stored: Position | None, limits: Bounds) -> tuple[int | None, int]:
         at = limits.intact_end if is_same_topic(stored, limits) else None
         others = read_by_group(stored, limits)
         return at if others is None else others, max(stored.epoch + 1, limits.epoch)
-    if stored.sought:
+    if stored.sought or limits.is_own:
         return stored.next, stored.epoch
     return max(stored.next, limits.committed or 0), stored.epoch
 

@@ -8,6 +8,7 @@ refuses is asked again and again.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -22,6 +23,8 @@ from turnout.service.telemetry.logs import get_logger
 from . import broker
 from .cluster import ClusterInfo
 from .positions import (
+    MEMBER,
+    READS_AGAIN,
     Bounds,
     KnownTopic,
     Position,
@@ -40,6 +43,7 @@ log = get_logger("turnout.triggers")
 
 _SECOND_LOOKS = 2
 _LOOK_SECONDS = 1.0
+_MEMBER_BYTES = 6
 
 Limits = Mapping[TopicPartition, Bounds]
 
@@ -52,14 +56,18 @@ async def store_initial_topics(trigger: KafkaTrigger, emit: Emitter, info: Clust
     """Store which topics and partitions existed when the trigger first looked, once and for all.
 
     `start=` applies to those. Whatever comes later (a topic the trigger waited for, one that a
-    pattern finds, a partition) is read from its first record.
+    pattern finds, a partition) is read from its first record. Also stores the word for this journal
+    in what it commits.
     """
-    if await emit.positions():
-        return
-    seen = {topic: count for topic, count in info.topics.items() if trigger.reads(topic)}
-    if trigger.pattern is not None:
-        seen[_ALL] = 0
-    await emit([], {topic: KnownTopic(info.cluster, count).text() for topic, count in seen.items()})
+    stored = await emit.positions()
+    news = {} if MEMBER in stored else {MEMBER: secrets.token_hex(_MEMBER_BYTES)}
+    if not stored:
+        seen = {topic: count for topic, count in info.topics.items() if trigger.reads(topic)}
+        if trigger.pattern is not None:
+            seen[_ALL] = 0
+        news |= {topic: KnownTopic(info.cluster, count).text() for topic, count in seen.items()}
+    if news:
+        await emit([], news)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,15 @@ class _Alarm:
 
     def log(self, trigger: str) -> None:
         """Log what was stored, what is there now, and where reading goes on."""
+        if self.start.alarm == READS_AGAIN:
+            log.warning(
+                "kafka.reads_again",
+                trigger=trigger,
+                partition=self.partition,
+                reads_from=self.start.position.next,
+                committed=self.limits.committed,
+            )
+            return
         log.error(
             self.start.alarm or "",
             trigger=trigger,
@@ -171,7 +188,8 @@ class StartOffsets:
             reached = await broker.reaching(consumer, short)
             found |= {one: replace(found[one], end=at) for one, at in reached.items()}
         cuts = await broker.cuts(consumer, self._stored_of(found))
-        return found | {one: replace(found[one], cut=cut) for one, cut in cuts.items()}
+        found |= {one: replace(found[one], cut=cut) for one, cut in cuts.items()}
+        return {one: it.seen_by(self._positions.member) for one, it in found.items()}
 
     def _stored_of(self, found: Limits) -> dict[TopicPartition, Position]:
         """Return the stored positions in these very topics."""

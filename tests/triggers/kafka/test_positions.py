@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import Refused, TriggerError
-from turnout.triggers.kafka.commit_metadata import with_committed
+from turnout.triggers.kafka.commit_metadata import offset_and_metadata, with_committed
 from turnout.triggers.kafka.positions import (
     Bounds,
     KnownTopic,
@@ -55,6 +55,15 @@ def test_positions_of_before_topics_had_ids_are_read() -> None:
     assert read_known_topic(KnownTopic("c", 3, OLD).text()) == KnownTopic("c", 3, OLD)
     with pytest.raises(TriggerError, match="no position"):
         read_position('{"next": "x"}')
+
+
+def test_a_journal_knows_the_offsets_that_it_has_committed_itself() -> None:
+    offset, words = offset_and_metadata(Position(2, topic=OLD, done=((4, 5),)), "ab12")
+    limits = with_committed(Bounds(0, 9, None, OLD), OffsetAndMetadata(offset, words))
+    assert limits.by == "ab12" and limits.done == ((4, 5),) and limits.topic_confirmed
+    assert limits.seen_by("ab12").is_own
+    assert not limits.seen_by("other").is_own and not limits.seen_by(None).is_own
+    assert not with_committed(limits, OffsetAndMetadata(2, "")).seen_by("").is_own
 
 
 @pytest.mark.parametrize("number", ["9" * 4000, "9" * 20, "-1", "x", "\u0663", ""])
@@ -148,6 +157,31 @@ CASES: dict[str, tuple[Position | None, Bounds, Start]] = {
         Position(2, 3, topic=OLD),
         Bounds(1, 9, 6, NEW, topic_confirmed=True),
         Start(Position(6, 4, topic=NEW), "kafka.topic_recreated"),
+    ),
+    "restored: its own offset is of a lost time": (
+        Position(2),
+        Bounds(0, 9, 6, is_own=True, done=((7, 7),)),
+        Start(Position(2, sought=True), "kafka.reads_again"),
+    ),
+    "its own offset, and nothing was lost": (
+        Position(6),
+        Bounds(0, 9, 6, is_own=True),
+        Start(Position(6)),
+    ),
+    "restored: first read in a lost time": (
+        None,
+        Bounds(0, 9, 6, is_own=True),
+        Start(Position(4, sought=True), "kafka.reads_again"),
+    ),
+    "restored: first read in a lost time, behind where it would start now": (
+        None,
+        Bounds(0, 9, 3, is_own=True),
+        Start(Position(3)),
+    ),
+    "restored: cut in a lost time": (
+        Position(8, topic=OLD),
+        Bounds(1, 7, 6, OLD, topic_confirmed=True, epoch=2, is_own=True),
+        Start(Position(7, 2, sought=True, topic=OLD), "kafka.log_cut"),
     ),
     "its id is learnt": (Position(2), Bounds(0, 9, None, NEW), Start(Position(2, topic=NEW))),
     "its id is no longer known": (

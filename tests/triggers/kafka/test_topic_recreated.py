@@ -24,7 +24,7 @@ from turnout.service.domain.errors import Overloaded
 from turnout.triggers import kafka as kafka_trigger
 from turnout.triggers.kafka import KafkaTrigger, kafka, pause
 from turnout.triggers.kafka.commits import Commits
-from turnout.triggers.kafka.positions import Bounds, Position
+from turnout.triggers.kafka.positions import Bounds, Position, Positions
 from turnout.triggers.kafka.start_offsets import StartOffsets
 
 from .reading import commit, emitter_for, quick_checks, with_client_options
@@ -236,7 +236,7 @@ async def test_what_was_owed_of_the_old_topic_is_not_told_of_the_new_one(kafka: 
     await consumer.start()
     try:
         consumer.assign([partition])
-        commits = Commits(consumer, "kafka:test")
+        commits = Commits(consumer, "kafka:test", Positions())
         commits.note(partition, Position(9))
         await commits.commit_starts({partition: Position(1, 2)}, {partition: Bounds(0, 5, None)})
         await commits.commit()
