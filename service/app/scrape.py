@@ -16,9 +16,10 @@ from turnout.service.domain.errors import JournalError
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.status import Status
 from turnout.service.journal.contract import Journal
+from turnout.service.journal.records import BackupStatus
 from turnout.service.pools import Pools
 from turnout.service.project import Project
-from turnout.service.telemetry.metrics import Counts, Metrics
+from turnout.service.telemetry.metrics import Backup, Counts, Metrics
 
 from .due_metrics import DueMetrics
 
@@ -48,6 +49,8 @@ class Scrape:
         self._due = DueMetrics(
             journal, dispatcher, metrics, project=project, emitters=emitters, now=now
         )
+        self._now = now
+        self._backup: BackupStatus | None = None
         self._last_before: Mapping[str, datetime] | None = None
         metrics.observe_counts(self.counts)
         metrics.observe_own()
@@ -62,6 +65,7 @@ class Scrape:
         with suppress(OSError):
             free = await asyncio.to_thread(self._journal.free_bytes)
             self._metrics.disk_free_bytes.set(free)
+        self._backup = await asyncio.to_thread(self._journal.backup_status)
 
     def counts(self) -> Counts:
         """Return what others keep, from memory."""
@@ -81,7 +85,16 @@ class Scrape:
             last_event_by_trigger=self._last_events(),
             queue_memory_bytes=self._dispatcher.queue_memory_bytes,
             queued_writes=self._journal.queued_writes,
+            backup=self._backup_age(),
         )
+
+    def _backup_age(self) -> Backup | None:
+        """Return how old the last whole backup is, and whether a later one has failed."""
+        if self._backup is None:
+            return None
+        taken_at = self._backup.taken_at
+        age = None if taken_at is None else (self._now() - taken_at).total_seconds()
+        return Backup(age, verified=self._backup.failure is None)
 
     def _last_events(self) -> dict[str, float]:
         """Return when each trigger's last event was accepted, also by an earlier process."""

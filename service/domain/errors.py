@@ -82,6 +82,10 @@ class JournalBroken(JournalError):
     """
 
 
+class BackupError(TurnoutError):
+    """Raised when a backup cannot be made or restored now, or a file is no whole backup."""
+
+
 class ClaimLost(TurnoutError):
     """Raised when a write carries a claim token that is no longer the run's own."""
 

@@ -137,9 +137,9 @@ class Maintenance:
             if await self._size() <= self._settings.max_journal_bytes:
                 break
             rows = await self._journal.prune_oldest(BATCH_ROWS)
-            await self._journal.prune_blobs()
+            freed = await self._journal.prune_blobs()
             pruned += rows
-            if not rows:
+            if not rows or freed is None:  # what a backup needs is deleted after it
                 break
         return pruned
 

@@ -161,6 +161,15 @@ class Counts:
     last_event_by_trigger: Mapping[str, float] = field(default_factory=dict)
     queue_memory_bytes: int = 0
     queued_writes: int = 0
+    backup: Backup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """How backups go; both are absent where `turnout backup` is not used."""
+
+    age_seconds: float | None
+    verified: bool
 
 
 class _Observed(Collector):
@@ -219,6 +228,19 @@ class _Observed(Collector):
             "Writes that wait for the commit under way or the next one.",
             value=counts.queued_writes,
         )
+        age = GaugeMetricFamily(
+            "turnout_backup_age_seconds",
+            "How old the last whole backup is; absent where `turnout backup` makes none.",
+        )
+        verified = GaugeMetricFamily(
+            "turnout_backup_verified", "1 if the last backup was made and verified, 0 if it failed."
+        )
+        if counts.backup is not None:
+            verified.add_metric([], counts.backup.verified)
+            if counts.backup.age_seconds is not None:
+                age.add_metric([], counts.backup.age_seconds)
+        yield age
+        yield verified
 
     def describe(self) -> list[GaugeMetricFamily]:
         return []

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
+from turnout.service.journal.records import BackupStatus
+
 from .writing import Writable
 
 
@@ -57,8 +59,14 @@ class Retention(Writable, Clearing, Protocol):
         Call it until it returns 0. Open alerts, messages that wait and expectations stay.
         """
 
-    async def prune_blobs(self) -> int:
-        """Delete large results that no row names any more; returns how many bytes."""
+    async def prune_blobs(self) -> int | None:
+        """Delete large results that no row names any more; returns how many bytes.
+
+        None while a backup is made: nothing is deleted then, since the backup needs them.
+        """
+
+    def backup_status(self) -> BackupStatus | None:
+        """Return how the backups of this journal go, None if none was made; not on the loop."""
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return (unfinished runs by state, dead letters by flow); exact, from memory."""

@@ -14,6 +14,7 @@ from .alerts import (
     Success,
     Taken,
 )
+from .backups import BackupContents, BackupStatus, RestoredTo
 from .budgets import Spent, StoredBudget, Taking
 from .claims import ChildEnd, Claim, ClaimedRun, Queued, QueuedPage, Rescued
 from .entries import NOTHING, ORDER_RULE, Appended, Decision, Entry, Move, NewRun, Retried
@@ -94,6 +95,8 @@ __all__ = [
     "ApprovalAnswer",
     "Arrival",
     "AttemptRecord",
+    "BackupContents",
+    "BackupStatus",
     "Cached",
     "ChildEnd",
     "Claim",
@@ -127,6 +130,7 @@ __all__ = [
     "QueuedPage",
     "RecordedArguments",
     "Rescued",
+    "RestoredTo",
     "Retried",
     "RunMembers",
     "Spent",

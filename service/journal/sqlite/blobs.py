@@ -9,6 +9,7 @@ still being written (`staging`).
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 import threading
@@ -132,13 +133,16 @@ class BlobStore:
         """Return the names of all files."""
         return [path.name for path in self._folder.glob("*/*")]
 
-    def sweep(self, connection: apsw.Connection, names: Sequence[str]) -> int:
+    def sweep(self, connection: apsw.Connection, names: Sequence[str]) -> int | None:
         """Delete the files among at most `BATCH` that no row names; returns how many bytes.
 
+        None, and nothing is deleted, while a backup is made: rows that it holds may name them.
         `connection` must not have a snapshot yet, so that it sees rows written until the lock is
         taken.
         """
-        with self._lock:
+        with self._lock, self._no_backup() as is_free:
+            if not is_free:
+                return None
             free = [name for name in names if name not in self._held]
             found = connection.execute(_SQL["named_blobs"], (dump(free),)).get
             named = set(orjson.loads(found))
@@ -149,6 +153,18 @@ class BlobStore:
                     path.unlink()
             self.used_bytes -= freed
         return freed
+
+    @contextmanager
+    def _no_backup(self) -> Iterator[bool]:
+        """Keep a backup from being begun inside the block; whether none is under way."""
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield True
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(descriptor)
 
     def path(self, name: str) -> Path:
         """Return where a file is."""

@@ -178,11 +178,24 @@ def open_for_reading(folder: Path) -> apsw.Connection:
     In a folder that cannot be written (a backup, a read-only mount) it is opened as immutable if
     it has no log.
     """
+    connection, found = open_any_version(folder)
+    if found < newest_version():
+        connection.close()
+        raise SetupError(
+            f"{folder / FILE_NAME} has journal version {found} and this turnout reads "
+            f"{newest_version()}; "
+            "start `turnout serve` once on this folder to bring it up to date"
+        )
+    return connection
+
+
+def open_any_version(folder: Path) -> tuple[apsw.Connection, int]:
+    """Open as `open_for_reading` does, an older version too; returns the version."""
     path = folder / FILE_NAME
     if not path.is_file():
         raise SetupError(f"there is no journal in {folder}; TURNOUT_DATA names the data folder")
     try:
-        connection, found = _open_to_read(path)
+        return _open_to_read(path)
     except SetupError as error:
         if not isinstance(error.__cause__, apsw.CantOpenError | apsw.ReadOnlyError):
             raise
@@ -194,14 +207,7 @@ def open_for_reading(folder: Path) -> apsw.Connection:
                 f"({path.name}-wal) that reading must fold in; copy the data folder to where you "
                 "can write, and name it with --data"
             ) from error
-        connection, found = _open_to_read(path, immutable=True)
-    if found < newest_version():
-        connection.close()
-        raise SetupError(
-            f"{path} has journal version {found} and this turnout reads {newest_version()}; "
-            "start `turnout serve` once on this folder to bring it up to date"
-        )
-    return connection
+        return _open_to_read(path, immutable=True)
 
 
 def open_beside_writer(folder: Path) -> apsw.Connection:

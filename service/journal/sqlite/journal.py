@@ -26,6 +26,7 @@ from turnout.service.journal.contract import Attachment, Positions, StagedFile
 from turnout.service.journal.records import (
     NOTHING,
     Appended,
+    BackupStatus,
     Claim,
     ClaimedRun,
     Entry,
@@ -41,6 +42,7 @@ from . import artefacts, breakers, operations
 from .alerting import Alerting
 from .append import Intake
 from .apply import Batch
+from .backup_status import read_status
 from .blobs import BlobStore, name_of
 from .claims import ClaimJob
 from .connection import (
@@ -217,6 +219,10 @@ class SqliteJournal(
     def write_url(self, url: str) -> None:
         """Write the address of this process to the lock file, for the CLI."""
         self._lock.write_url(url)
+
+    def backup_status(self) -> BackupStatus | None:
+        """Return how the backups of this journal go, None if none was made; not on the loop."""
+        return read_status(self._lock.data)
 
     async def close(self) -> None:
         """Finish queued writes, close the files, release the folder; may be called twice."""

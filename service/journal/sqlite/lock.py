@@ -38,6 +38,7 @@ class FolderLock:
 
     def __init__(self, data: Path, *, url: str | None = None) -> None:
         """Take the lock; raises `SetupError` naming the process that has it."""
+        self.data = data
         folder = journal_folder(data)
         folder.mkdir(mode=0o700, exist_ok=True)
         self._descriptor = _open(data / NAME, os.O_RDWR | os.O_CREAT)

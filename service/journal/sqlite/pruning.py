@@ -118,13 +118,19 @@ class Pruning(Calls):
         )
         return deleted
 
-    async def prune_blobs(self) -> int:
-        """Delete large results that no row names any more; returns how many bytes."""
+    async def prune_blobs(self) -> int | None:
+        """Delete large results that no row names any more; returns how many bytes.
+
+        None while a backup is made, which needs them.
+        """
         names = await asyncio.get_running_loop().run_in_executor(None, self._blobs.names)
         freed = 0
         for start in range(0, len(names), BATCH):
             sweep = partial(self._blobs.sweep, names=names[start : start + BATCH])
-            freed += await self.read(sweep)
+            swept = await self.read(sweep)
+            if swept is None:
+                return None
+            freed += swept
         return freed
 
     def counts(self) -> tuple[Mapping[str, int], Mapping[str, int]]:

@@ -1,0 +1,45 @@
+"""What is known of backups: what one of them holds, and how the last ones went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupContents:
+    """What a backup holds: everything that was committed at `taken_at`.
+
+    `files` are large results and artefacts, `bytes` the size of the whole. `last_events` says when
+    the last event of each trigger was accepted, of the newest 50,000, and `positions` how many
+    positions each trigger has stored.
+    """
+
+    file: Path
+    taken_at: datetime
+    program: str
+    version: int
+    bytes: int
+    files: int
+    events: int
+    runs: Mapping[str, int]
+    last_events: Mapping[str, datetime]
+    positions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupStatus:
+    """How backups of a data folder go: when the last good one was taken, and why a later failed."""
+
+    taken_at: datetime | None
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredTo:
+    """Where a backup was restored, and where the journal that was there is now."""
+
+    data: Path
+    moved_to: Path | None
