@@ -65,6 +65,7 @@ PRINTED = {
         "turnout limits\n": "printer",
         "turnout resume": "1 run waited",
     },
+    "deploy/README.md": {"turnout backup --to backups": "verified: whole"},
     "triggers/README.md": {"turnout runs --flow deliver": '"succeeded"'},
 }
 """By page: what a block with these words in it prints, soon if not at once."""

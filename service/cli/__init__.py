@@ -32,6 +32,7 @@ from . import (
     alerts,
     artefact,
     backtest,
+    backup,
     cache,
     check,
     dead_letters,
@@ -116,6 +117,7 @@ for _command in (
     pauses.pause, pauses.resume, pending.pending, limits.limits, cache.cache, triggers.fire,
     alerts.alerts, events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs,
     graph.graph, help.help_, explain.explain, backtest.backtest, new.new, state.state,
+    backup.backup, backup.restore,
 ):  # fmt: skip
     cli.add_command(_command)
 exit_codes.add_to_help(cli)

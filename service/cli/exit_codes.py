@@ -23,6 +23,8 @@ _PROBLEMS = {
     "runs": "never",
     "events": "the filter names an event that is not clear",
     "dead list": "never",
+    "backup": "the backup is not whole, or another is under way",
+    "restore": "the file is damaged, or no backup",
     "retry": "one of the runs was refused",
     "cancel": "one of the runs was refused",
     "dead replay": "one of the runs was refused",
@@ -30,7 +32,7 @@ _PROBLEMS = {
 }
 """When a command exits 1, where that is not the common reason."""
 
-_ASK_NO_SERVICE = {"serve", "check", "run", "new", "help", "explain"}
+_ASK_NO_SERVICE = {"serve", "check", "run", "new", "help", "explain", "backup", "restore"}
 """Commands that never ask a running service."""
 
 

@@ -119,6 +119,7 @@ CASES = {
         },
         15, 40,
     ),
+    "TurnoutBackupOld": Case({"turnout_backup_age_seconds": "90000x90 60x60"}, 70, 100),
     "TurnoutDiskFilling": Case(
         {"turnout_disk_free_bytes": "4000000000-20000000x60 2800000000x90"}, 50, 130
     ),

@@ -206,6 +206,11 @@ def _by_command(session: Session, flows: Path) -> None:
     session.note("turnout run", json.loads(turnout("run", f"{flows}:daily", "--json").stdout))
     asked = turnout("run", f"{flows}:shipped", "--dry-run", "--json").stdout
     session.note("turnout run --dry-run", json.loads(asked))
+    to, data = flows.parent / "backups", session.program.data
+    made = json.loads(turnout("backup", "--to", to, "--json", "--data", data).stdout)
+    session.note("turnout backup", made)
+    checked = turnout("restore", made["file"], "--check", "--json").stdout
+    session.note("turnout restore", json.loads(checked))
     for listed in ("runs", "events", "flows", "triggers", "doctor"):
         command(listed)
     command("dead", "list", named=2)
