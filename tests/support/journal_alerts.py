@@ -224,6 +224,24 @@ class AlertsContract:
             assert found.message is not None and found.summarised == 2
             assert [part["key"] for part in found.message.document["parts"]] == ["c", "d"]
 
+    async def test_what_was_refused_becomes_one_too_and_what_was_cut_off_does_not(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            for key in ("refused", "cut off", "sent", "new"):
+                await told(journal, key, flow=key)
+            refused = await taken(journal, 1, most=1)
+            await journal.message_failed(refused.seq, error="refused", due_at=at(9))
+            assert (await taken(journal, 1, most=1)).key == "cut off"
+            await journal.message_sent((await taken(journal, 1, most=1)).seq, now=at(1))
+            assert (await take(journal, 100, most=1)).message is None
+            found = await take(journal, 3602, most=1)
+            assert found.summarised == 2
+            assert found.message is not None and found.message.key == "cut off"
+            await journal.message_sent(found.message.seq, now=at(3602))
+            summary = await taken(journal, 7203, most=1)
+            assert [part["key"] for part in summary.document["parts"]] == ["refused", "new"]
+
     @pytest.mark.parametrize("claimed", [True, False])
     async def test_a_clock_that_was_ahead_holds_no_message_back(
         self, tmp_path: Path, claimed: bool

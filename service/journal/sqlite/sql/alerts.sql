@@ -35,13 +35,14 @@ SELECT count(*), min(ended_at) FROM (
 );
 
 -- name: hold
-UPDATE alert_messages SET held = 1 WHERE channel = ? AND ended_at IS NULL AND tries = 0;
+-- One that was cut off may have been taken: it goes again under its key, by which the receiver can tell.
+UPDATE alert_messages SET held = 1 WHERE channel = ? AND ended_at IS NULL AND (tries = 0 OR error <> '');
 
 -- name: held
-SELECT seq, document FROM alert_messages WHERE channel = ? AND ended_at IS NULL AND held = 1 AND tries = 0 ORDER BY seq;
+SELECT seq, document FROM alert_messages WHERE channel = ? AND ended_at IS NULL AND held = 1 ORDER BY seq;
 
 -- name: summarised
-UPDATE alert_messages SET ended_at = ?2, ended = 'summarised' WHERE channel = ?1 AND ended_at IS NULL AND held = 1 AND tries = 0;
+UPDATE alert_messages SET ended_at = ?2, ended = 'summarised' WHERE channel = ?1 AND ended_at IS NULL AND held = 1;
 
 -- name: next_message
 -- Of an alert only the first message may go: that it has recovered must not overtake that it failed.
