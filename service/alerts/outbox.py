@@ -139,15 +139,19 @@ class Outbox:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self._deliver(channel, message)
-        except Exception as error:  # noqa: BLE001  a channel may be an author's, and raise anything
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            # A channel may be an author's, and raise anything: it must not end the service.
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             await self._failed(channel, stored, error)
             return
         with suppress(JournalFull):  # then it is sent again when there is space
             await self._journal.message_sent(stored.seq, now=self._now())
         self._sent.labels(_kind(channel.name), "sent").inc()
 
-    async def _failed(self, channel: Channel, stored: StoredMessage, error: Exception) -> None:
-        text = secrets.mask(str(error) or type(error).__name__)[:_MOST_CHARACTERS]
+    async def _failed(self, channel: Channel, stored: StoredMessage, error: BaseException) -> None:
+        words = str(error) if isinstance(error, Exception) else ""
+        text = secrets.mask(words or type(error).__name__)[:_MOST_CHARACTERS]
         now = self._now()
         wait = min(
             _FIRST_WAIT_SECONDS * 2 ** min(stored.tries - 1, _MOST_DOUBLINGS), _LONGEST_WAIT_SECONDS
@@ -161,6 +165,12 @@ class Outbox:
             log.error("alert.dropped", channel=channel.name, tries=stored.tries, error=text)
         elif stored.tries == 1:
             log.warning("alert.not_sent", channel=channel.name, error=text)
+
+
+def _is_cancelled() -> bool:
+    """Whether this task was told to end, and did not get the error from what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _kind(name: str) -> str:
