@@ -28,8 +28,9 @@ READS = {
 }  # fmt: skip
 """What changes nothing."""
 
-BY_THEMSELVES = {"new", "run", "serve"}
-"""They change no journal: a new folder, a temporary journal (`run --dry-run` is another thing)."""
+BY_THEMSELVES = {"backup", "new", "restore", "run", "serve"}
+"""They change no journal: a new file or folder, a temporary journal (`run --dry-run` is another
+thing). `restore` moves aside what is there, and `--check` is its dry run."""
 
 ASKS = {"cache clear", "pending drop", "resume", "state clear", "trigger seek"}
 """What ends or deletes something that cannot be had again asks first."""
