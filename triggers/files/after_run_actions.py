@@ -26,6 +26,7 @@ from turnout.service.domain.errors import TooEarly, TriggerError
 
 from .scan import is_written, opened
 
+_IS_WRITTEN = "{!r} is open for writing"
 NAME_BYTES = 255
 _COPY_BYTES = 2**20
 # The errors of a file system without hard links, or one that allows none to this file.
@@ -139,15 +140,15 @@ def _take_away(subject: Subject, folder: int, name: str, tag: str) -> os.stat_re
     opened for writing just before.
     """
     os.rename(name, _part(tag), src_dir_fd=folder, dst_dir_fd=folder)
-    try:
-        status = _status(folder, _part(tag))
-        if not subject.is_same(status):
-            return status
-        _refuse_written(folder, _part(tag))
-        _remove(folder, _part(tag))
-        return None
-    finally:
+    status = _status(folder, _part(tag))
+    if not subject.is_same(status):
         _put_back(folder, name, tag)
+        return status
+    if is_written(folder, _part(tag)):
+        _put_back(folder, name, tag)
+        raise TooEarly(_IS_WRITTEN.format(name))
+    _remove(folder, _part(tag))
+    return None
 
 
 def _put_back(folder: int, name: str, tag: str) -> None:
@@ -168,7 +169,7 @@ def _put_back(folder: int, name: str, tag: str) -> None:
 def _refuse_written(folder: int, name: str) -> None:
     """Refuse a file that is open for writing: what is written becomes another version and event."""
     if is_written(folder, name):
-        raise TooEarly(f"{name!r} is open for writing")
+        raise TooEarly(_IS_WRITTEN.format(name))
 
 
 def _link(subject: Subject, source: int, goal: int, name: str, chosen: str, tag: str) -> None:

@@ -342,3 +342,21 @@ def test_what_a_writer_added_is_another_version_and_stays(inbox: Path, done: Pat
         writer.write(" and the rest")
     assert move_file(what, str(done), TAG) is None
     assert (inbox / "a.csv").read_text() == "one and the rest"
+
+
+def test_a_writer_that_comes_just_before_the_file_is_taken_away_keeps_it(
+    inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, real = subject(inbox, "a.csv"), os.rename
+    with contextlib.ExitStack() as stack:
+
+        def rename(*arguments: Any, **named: Any) -> None:
+            stack.enter_context((inbox / "a.csv").open("a"))
+            real(*arguments, **named)
+
+        with monkeypatch.context() as patch, pytest.raises(TooEarly, match="^'a.csv' is open"):
+            patch.setattr(os, "rename", rename)
+            delete_file(what, TAG)
+    assert contents(inbox) == {"a.csv": "one", "s/b.csv": "two"}
+    delete_file(what, TAG)
+    assert contents(inbox) == {"s/b.csv": "two"}
