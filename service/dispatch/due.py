@@ -52,9 +52,9 @@ class DueRuns:
         """Add runs to their queues as they become due, until cancelled."""
         while True:
             self._recheck.clear()
-            unread, read_at = self._scheduler.unread_due(), self._now()
-            found = await self._read(read_at)
-            self._scheduler.due_read(unread)  # now that all are known: the last may be their first
+            epochs, read_at = self._scheduler.epochs(), self._now()
+            found = await self._read(read_at, epochs)
+            self._scheduler.due_read(epochs)  # now that all are known: the last may be their first
             seconds = await self._seconds_until_next(
                 read_at, KNOWN_PAUSE_SECONDS if found else None
             )
@@ -62,7 +62,7 @@ class DueRuns:
                 async with asyncio.timeout(seconds):  # before 3.12, wait_for may swallow a cancel
                     await self._recheck.wait()
 
-    async def _read(self, read_at: datetime) -> bool:
+    async def _read(self, read_at: datetime, epochs: Mapping[Queue, int]) -> bool:
         """Add every run that is due by an instant and not known; whether any run is due.
 
         A queue that is cleared meanwhile is read again (`due_lost`), and gets nothing of this read:
@@ -70,7 +70,6 @@ class DueRuns:
         """
         # A run that is claimed during a read is still in its answer.
         known, last = self._scheduler.known_due | self.orphans, None
-        epochs = self._scheduler.epochs()
         while True:
             rows = await self._journal.due(read_at, BATCH, after=last)
             for row in rows:

@@ -250,14 +250,10 @@ class Scheduler:
         """Return the epoch of each queue: it is another one once the queue is cleared."""
         return {queue: queue.epoch for queue in self.queues()}
 
-    def unread_due(self) -> Mapping[Queue, int]:
-        """Return the queues that start nothing until their due runs are read, with their epoch."""
-        return {queue: queue.epoch for queue in self.queues() if queue.due_unread}
-
-    def due_read(self, unread: Mapping[Queue, int]) -> None:
+    def due_read(self, epochs: Mapping[Queue, int]) -> None:
         """Let queues start runs again whose due runs were read, unless they were cleared since."""
-        for queue, epoch in unread.items():
-            if queue.epoch == epoch:
+        for queue, epoch in epochs.items():
+            if queue.due_unread and queue.epoch == epoch:
                 queue.due_unread = False
                 self.activate(queue)
 
