@@ -157,7 +157,8 @@ class Claims:
         for job in jobs:  # a run that is asked for twice is given to the first only
             job.result = [left.pop(seq) for seq in job.seqs if seq in left]
             if job.starts:
-                counted = [job.starts[seq] for seq in job.starts if seq in claimed]
+                given = {run.claim.run_seq for run in job.result}
+                counted = [job.starts[seq] for seq in job.starts if seq in given]
                 starts.add(self._connection, chain.from_iterable(counted))
         return claimed.values()
 
