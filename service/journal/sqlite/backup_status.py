@@ -5,8 +5,6 @@ Whoever makes backups writes it; a service whose backups are not made by turnout
 
 from __future__ import annotations
 
-import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -14,16 +12,16 @@ import orjson
 
 from turnout.service.journal.records import BackupStatus
 
+from .files import write_whole
+
 _NAME = "backup-status.json"
 
 
 def write_status(data: Path, status: BackupStatus) -> None:
     """Write how backups go, whole or not at all; not synced: the next backup writes it again."""
     taken_at = None if status.taken_at is None else status.taken_at.isoformat()
-    handle, draft = tempfile.mkstemp(prefix=f".{_NAME}-", dir=data)  # mode 0600
-    with os.fdopen(handle, "wb") as file:
-        file.write(orjson.dumps({"taken_at": taken_at, "failure": status.failure}))
-    Path(draft).replace(data / _NAME)
+    content = orjson.dumps({"taken_at": taken_at, "failure": status.failure})
+    write_whole(data / _NAME, content, synced=False)
 
 
 def read_status(data: Path) -> BackupStatus | None:

@@ -8,7 +8,6 @@ files, which are left alone. Not here: which backups are kept (`operate.backups`
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -30,7 +29,7 @@ from turnout.service.journal.records import BackupContents
 from .archive import Archive, ArchiveWriter
 from .blobs import FOLDER, BlobStore
 from .connection import open_any_version
-from .files import journal_folder
+from .files import NO_SPACE, journal_folder
 from .migrations import sync, version_of
 from .statements import load
 from .values import instant
@@ -41,13 +40,14 @@ Progress = Callable[[int, int], None]
 _SQL = load("backups")
 _STEP_PAGES = 256  # a megabyte
 _SYNCED_BYTES = 8 * 2**20
-_SPARE_BYTES = 16 * 2**20
+SPARE_BYTES = 16 * 2**20
+"""How much more must be free than a backup or a restored journal takes."""
+
 _TRIES = 50
 _PAUSE_SECONDS = 0.02
 _PAUSED_SECONDS = 0.01
 _NEWEST = 50_000
 _FORMAT = 1
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SUFFIX = ".tar"
 _DRAFT = ".part"
 
@@ -159,7 +159,7 @@ def _told_by_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, apsw.Error) as error:
-        if isinstance(error, apsw.FullError) or getattr(error, "errno", None) in _NO_SPACE:
+        if isinstance(error, apsw.FullError) or getattr(error, "errno", None) in NO_SPACE:
             raise JournalFull(_full(folder)) from None
         raise BackupError(
             f"the backup in {folder} cannot be made: {error}; "
@@ -249,7 +249,7 @@ def _check_space(
     snapshot: apsw.Connection, blob_bytes: int, folder: Path, own: Path, min_free_bytes: int
 ) -> None:
     pages = int(snapshot.pragma("page_count")) * int(snapshot.pragma("page_size"))
-    needed = pages + blob_bytes + _SPARE_BYTES
+    needed = pages + blob_bytes + SPARE_BYTES
     if folder.stat().st_dev == own.stat().st_dev:  # else intake would stop
         needed += min_free_bytes
     free = shutil.disk_usage(folder).free

@@ -8,7 +8,6 @@ still being written (`staging`).
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import tempfile
@@ -24,6 +23,7 @@ import orjson
 
 from turnout.service.domain.errors import JournalBroken, JournalError, JournalFull
 
+from .files import NO_SPACE
 from .migrations import sync
 from .statements import load
 from .values import dump
@@ -32,8 +32,6 @@ FOLDER = "results"
 CHUNK_BYTES = 2**20
 BATCH = 500
 """How many files are checked under one lock."""
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BlobStore:
@@ -218,6 +216,6 @@ def _told_by_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise JournalFull("the disk that holds large results is full") from None
         raise JournalBroken(f"a large result cannot be written: {error}") from error

@@ -29,6 +29,7 @@ from turnout.service.governance.ownership import refuse_shared
 
 from .files import (
     FILE_NAME,
+    NO_SPACE,
     journal_folder,
     new_id,
     read_marker,
@@ -48,7 +49,6 @@ QUICKLY_CHECKED_BYTES = 64 * 2**20
 """A journal up to this size is checked before it is served; a larger one while it is."""
 
 _FIX = "restore the data folder from a backup; `turnout doctor` says what is damaged"
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
@@ -163,7 +163,7 @@ def usable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE or error.errno == errno.EIO:
+        if error.errno in NO_SPACE or error.errno == errno.EIO:
             raise JournalFull(f"cannot write in {folder}: {error.strerror}") from None
         raise SetupError(
             f"cannot use the data folder {folder}: {error.strerror}; "
@@ -267,7 +267,7 @@ def translate(error: apsw.Error, connection: apsw.Connection) -> JournalError:
         return JournalFull("the disk that holds the journal is full")
     if isinstance(error, apsw.IOError):
         number = connection.system_errno
-        if code in _SPACE_CODES and (number in _NO_SPACE or code == apsw.SQLITE_IOERR_SHMSIZE):
+        if code in _SPACE_CODES and (number in NO_SPACE or code == apsw.SQLITE_IOERR_SHMSIZE):
             return JournalFull(f"the journal cannot grow: {os.strerror(number)}")
         return JournalBroken(f"the journal's disk failed: {error} ({os.strerror(number)})")
     if isinstance(error, DAMAGE):

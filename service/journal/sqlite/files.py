@@ -8,6 +8,7 @@ here: what is in the files.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import tempfile
@@ -21,6 +22,8 @@ from turnout.service.domain.errors import SetupError
 FILE_NAME = "journal.db"
 FOLDER = "journal"
 MARKER = "journal-id"
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The errors of a file system that has no more space for this file."""
 
 
 def journal_folder(data: Path) -> Path:
@@ -58,12 +61,18 @@ def read_marker(data: Path) -> str | None:
 
 def write_marker(data: Path, name: str) -> None:
     """Store the id of the journal that is here, atomically."""
-    handle, draft = tempfile.mkstemp(prefix=f".{MARKER}-", dir=data)  # mode 0600
-    with os.fdopen(handle, "w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(handle)
-    Path(draft).replace(data / MARKER)
+    write_whole(data / MARKER, f"{name}\n".encode(), synced=True)
+
+
+def write_whole(path: Path, content: bytes, *, synced: bool) -> None:
+    """Write a small file, mode 0600, whole or not at all; `synced`: it outlives a power loss."""
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        if synced:
+            file.flush()
+            os.fsync(handle)
+    Path(draft).replace(path)
 
 
 def refuse_loss(data: Path, path: Path) -> None:

@@ -7,7 +7,6 @@ marker, so that the service refuses to start until the backup is restored again.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -19,16 +18,14 @@ from turnout.service.domain.errors import BackupError, JournalFull, SetupError
 from turnout.service.journal.records import BackupContents, RestoredTo
 
 from .archive import Archive
-from .backups import Progress, read_backup
+from .backups import SPARE_BYTES, Progress, read_backup
 from .blobs import FOLDER as BLOBS
-from .files import FILE_NAME, journal_folder, write_marker
+from .files import FILE_NAME, NO_SPACE, journal_folder, write_marker
 from .files import FOLDER as JOURNAL
 from .lock import FolderLock
 from .migrations import sync
 
 _DRAFT = "journal-restoring"
-_SPARE_BYTES = 16 * 2**20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def restore_backup(
@@ -70,7 +67,7 @@ def _usable(data: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise JournalFull(f"the disk of {data} is full: free some, and restore again") from None
         raise SetupError(
             f"cannot restore into {data}: {error.strerror} ({error.filename}); "
@@ -80,7 +77,7 @@ def _usable(data: Path) -> Iterator[None]:
 
 def _check_space(archive: Archive, data: Path, min_free_bytes: int) -> None:
     blob_bytes = sum(size for _, size in archive.blobs.values())
-    needed = archive.database_bytes + blob_bytes + _SPARE_BYTES + min_free_bytes
+    needed = archive.database_bytes + blob_bytes + SPARE_BYTES + min_free_bytes
     free = shutil.disk_usage(data).free
     if free < needed:
         raise JournalFull(
