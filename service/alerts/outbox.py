@@ -14,8 +14,9 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from turnout.service.dispatch.attempts import until_writable
+from turnout.service.domain import errors
 from turnout.service.domain.alerts import Channel, Message
-from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.errors import FOREIGN, JournalFull
 from turnout.service.domain.units import format_duration
 from turnout.service.governance import secrets
 from turnout.service.intake.expiry import Expiry
@@ -139,8 +140,7 @@ class Outbox:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self._deliver(channel, message)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            # A channel may be an author's, and raise anything: it must not end the service.
+        except (*FOREIGN, asyncio.CancelledError) as error:  # a channel may be an author's
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             await self._failed(channel, stored, error)
@@ -150,7 +150,7 @@ class Outbox:
         self._sent.labels(_kind(channel.name), "sent").inc()
 
     async def _failed(self, channel: Channel, stored: StoredMessage, error: BaseException) -> None:
-        words = str(error) if isinstance(error, Exception) else ""
+        words = errors.message_of(error) if isinstance(error, Exception) else ""
         text = secrets.mask(words or type(error).__name__)[:_MOST_CHARACTERS]
         now = self._now()
         wait = min(

@@ -44,9 +44,16 @@ class Breaks:
         self.sent.set()
 
 
+class Unreadable(Exception):
+    """Raises when it is asked for its message."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no"), SystemExit(3), asyncio.CancelledError()],
+    [ValueError("no"), Unreadable(), SystemExit(3), asyncio.CancelledError()],
     ids=lambda each: type(each).__name__,
 )
 async def test_what_a_channel_raises_ends_nothing_and_the_message_goes_again(
