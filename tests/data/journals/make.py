@@ -2,7 +2,8 @@
 
 Usage: python -m tests.data.journals.make. Writes `vN/`, `flow_control/vN/` and `windows/vN/`, N
 being the journal's version, beside this file. Once they are committed they are never made again:
-what matters is the code that wrote them.
+what matters is the code that wrote them. Run it in a clone in /opt/turnout: recorded tracebacks
+name the folder of the code.
 """
 
 from __future__ import annotations

@@ -354,7 +354,7 @@ def test_a_writer_that_comes_just_before_the_file_is_taken_away_keeps_it(
             stack.enter_context((inbox / "a.csv").open("a"))
             real(*arguments, **named)
 
-        with monkeypatch.context() as patch, pytest.raises(TooEarly, match="^'a.csv' is open"):
+        with monkeypatch.context() as patch, pytest.raises(TooEarly, match=r"^'a.csv' is open"):
             patch.setattr(os, "rename", rename)
             delete_file(what, TAG)
     assert contents(inbox) == {"a.csv": "one", "s/b.csv": "two"}
