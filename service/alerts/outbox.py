@@ -2,8 +2,8 @@
 
 A message is claimed in the journal before it is sent, and ended there when it was taken; one that
 was cut off in between is sent again. At most 20 an hour go to one channel; what comes meanwhile is
-held and sent as one summary. What nobody takes for a day is dropped. Not here: what a channel is
-(`handlers`).
+held and sent as one summary, and recoveries that come together are one message. What nobody takes
+for a day is dropped. Not here: what a channel is (`handlers`).
 """
 
 from __future__ import annotations

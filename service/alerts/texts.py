@@ -17,6 +17,7 @@ from turnout.service.project import AnyFlow
 
 _MOST_CHARACTERS = 1000
 _MOST_PARTS = 20
+_MOST_NAMES = 5
 
 
 def document_of(
@@ -115,4 +116,11 @@ def _summary(document: Mapping[str, Any]) -> tuple[str, list[str]]:
     lines = [f"{part['at']} {_title(part)}" for part in parts[:_MOST_PARTS]]
     if len(parts) > _MOST_PARTS:
         lines.append(f"and {len(parts) - _MOST_PARTS} more: turnout alerts --all")
-    return f"{len(parts)} alerts that were held back", lines
+    if any(part["news"] != News.RECOVERED for part in parts):
+        return f"{len(parts)} alerts that were held back", lines
+    flows = sorted({part["flow"] for part in parts})
+    names = ", ".join(flows[:_MOST_NAMES])
+    if len(flows) > _MOST_NAMES:
+        names += f" and {len(flows) - _MOST_NAMES} more"
+    have = "has" if len(flows) == 1 else "have"
+    return f"{names} {have} recovered: {len(parts)} alerts are over", lines

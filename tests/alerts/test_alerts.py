@@ -14,6 +14,7 @@ from turnout.service.domain.alerts import AlertRule
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Entry
 from turnout.service.journal.sqlite import alerts
+from turnout.service.project import AnyFlow
 from turnout.testing import Service, serve
 
 CHAT = notify("https://chat.example/hook")
@@ -156,6 +157,37 @@ async def test_after_twenty_messages_in_an_hour_the_rest_comes_as_one() -> None:
         assert "creative failed: Error20 in creative" in summary.text
         await service.run(creative, 24)
         assert news(service)[21:] == ["opened"]
+
+
+async def test_what_recovers_together_is_one_message_that_names_the_flows() -> None:
+    outage = [True]
+
+    def fails_while_it_lasts(name: str) -> AnyFlow:
+        @flow(name=name, on_failure=CHAT)
+        async def creative(number: int) -> None:
+            if outage:
+                raise type(f"Error{number}", (Exception,), {})
+
+        return creative
+
+    flows = [fails_while_it_lasts(name) for name in ("bill", "ship")]
+    async with serve(*flows) as service:
+        for number in range(13):
+            for each in flows:
+                await service.run(each, number)
+        await service.advance("1h")
+        assert news(service) == ["opened"] * 20 + ["summary"]
+        outage.clear()
+        for each in flows:
+            await service.run(each, 0)
+        await service.advance("1h")
+        assert news(service)[21:] == ["summary"]
+        over = service.alerts[21]
+        assert over.title == "bill, ship have recovered: 26 alerts are over"
+        assert "ship has recovered: it failed: Error12 in creative\n" in over.text
+        assert "and 6 more: turnout alerts --all" in over.text
+        await service.advance("3h")
+        assert len(service.alerts) == 22
 
 
 async def test_a_restart_tells_nothing_twice_and_loses_nothing() -> None:

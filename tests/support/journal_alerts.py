@@ -224,6 +224,42 @@ class AlertsContract:
             assert found.message is not None and found.summarised == 2
             assert [part["key"] for part in found.message.document["parts"]] == ["c", "d"]
 
+    async def test_a_summary_that_is_held_is_part_of_no_other_one(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for key in ("sent", "a", "b"):
+                await told(journal, key, flow=key)
+            await journal.message_sent((await taken(journal, 1, most=1)).seq, now=at(1))
+            assert (await take(journal, 2, most=1)).message is None
+            summary = await taken(journal, 3602, most=1)
+            await journal.message_failed(summary.seq, error="refused", due_at=at(4000))
+            await told(journal, "c", flow="c")
+            await journal.message_sent((await taken(journal, 3603, most=1)).seq, now=at(3603))
+            await told(journal, "d", flow="d")
+            assert (await take(journal, 4000, most=1)).message is None
+            summary = await taken(journal, 7204, most=1)
+            assert [part["key"] for part in summary.document["parts"]] == ["a", "b", "d"]
+
+    async def test_recoveries_that_wait_become_one(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for flow in ("a", "b", "c", "d"):
+                await told(journal, flow, flow=flow)
+            for _ in range(3):
+                await journal.message_sent((await taken(journal, 1)).seq, now=at(1))
+            refused = await taken(journal, 1)
+            await journal.message_failed(refused.seq, error="refused", due_at=at(9))
+            for alert in await journal.alerts():
+                document = {"news": "recovered", "flow": alert.flow}
+                over = NewMessage(channel="chat", key=f"{alert.flow} is well", document=document)
+                assert await journal.tell(alert, [over], now=at(2), ended="recovered")
+            found = await take(journal, 3)
+            assert found.message is not None and found.summarised == 3
+            parts = found.message.document["parts"]
+            assert {part["flow"] for part in parts} == {"a", "b", "c"}, "nobody knows that d failed"
+            await journal.message_sent(found.message.seq, now=at(3))
+            assert (await taken(journal, 9)).key == "d"
+            await journal.message_sent(refused.seq, now=at(9))
+            assert (await taken(journal, 10)).key == "d is well", "one alone stays as it is"
+
     async def test_what_was_refused_becomes_one_too_and_what_was_cut_off_does_not(
         self, tmp_path: Path
     ) -> None:

@@ -88,7 +88,8 @@ class Alerts(AlertReads, Writable, Protocol):
     ) -> Taken:
         """Claim the next message of a channel until an instant, unless `most` were sent `since`.
 
-        Then all that wait are held, and make one summary when it may be sent.
+        Then all that wait are held, and make one summary when it may be sent. Recoveries that wait
+        make one summary at once.
         """
 
     async def message_sent(self, seq: int, *, now: datetime) -> None:

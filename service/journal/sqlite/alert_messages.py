@@ -1,4 +1,4 @@
-"""Messages about alerts: claimed, sent at least once under one key, and held when there are many.
+"""Messages about alerts: claimed, sent at least once under one key, and folded when there are many.
 
 Each function writes inside the transaction it is called in. Not here: what a message says, and how
 it is sent (`service/alerts`).
@@ -12,6 +12,7 @@ from typing import Any
 import apsw
 import orjson
 
+from turnout.service.domain.alerts import News
 from turnout.service.domain.event import mint_id
 from turnout.service.journal.records import StoredMessage, Taken
 
@@ -41,7 +42,7 @@ def take(
         connection.execute(_SQL["hold"], (channel,))
         waits = connection.execute(_SQL["next_due"], (channel,)).get is not None
         return Taken(None, instant(oldest) + (now - since) if waits else None)
-    summarised = _summarise(connection, channel, at)
+    summarised = _fold(connection, channel, at)
     row: Any = connection.execute(
         _SQL["next_message"], (channel, at, at + _LONGEST_WAIT)
     ).fetchone()
@@ -62,16 +63,22 @@ def take(
     return Taken(message, summarised=summarised)
 
 
-def _summarise(connection: apsw.Connection, channel: str, at: int) -> int:
-    """Make one message of those that were held, if there are several; returns how many."""
-    held: list[Any] = connection.execute(_SQL["held"], (channel,)).fetchall()
-    if len(held) < 2:
-        return 0
-    parts = [orjson.loads(document) for _, document in held]
-    connection.execute(_SQL["summarised"], (channel, at))
-    summary = dump({"news": "summary", "parts": parts})
-    connection.execute(_SQL["add_message"], (0, channel, mint_id(), summary, at))
-    return len(held)
+def _fold(connection: apsw.Connection, channel: str, at: int) -> int:
+    """Make one message of those that were held, and of recoveries; returns of how many."""
+    folded = 0
+    for which in ("held", "recoveries"):
+        rows: list[Any] = connection.execute(_SQL[which], (channel,)).fetchall()
+        if len(rows) < 2:
+            continue
+        parts: list[Any] = []
+        for seq, document in rows:
+            connection.execute(_SQL["end_message"], (seq, at, "summarised"))
+            read = orjson.loads(document)
+            parts += read["parts"] if read["news"] == News.SUMMARY else [read]
+        summary = dump({"news": News.SUMMARY.value, "parts": parts})
+        connection.execute(_SQL["add_message"], (0, channel, mint_id(), summary, at))
+        folded += len(rows)
+    return folded
 
 
 def sent(connection: apsw.Connection, seq: int, now: datetime) -> None:

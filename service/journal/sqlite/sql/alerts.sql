@@ -41,8 +41,12 @@ UPDATE alert_messages SET held = 1 WHERE channel = ? AND ended_at IS NULL AND (t
 -- name: held
 SELECT seq, document FROM alert_messages WHERE channel = ? AND ended_at IS NULL AND held = 1 ORDER BY seq;
 
--- name: summarised
-UPDATE alert_messages SET ended_at = ?2, ended = 'summarised' WHERE channel = ?1 AND ended_at IS NULL AND held = 1;
+-- name: recoveries
+-- Those that nobody may have got, and before which nothing else of their alert goes.
+SELECT seq, document FROM alert_messages
+WHERE seq IN (SELECT min(seq) FROM alert_messages WHERE channel = ? AND ended_at IS NULL GROUP BY alert_seq)
+    AND tries = 0 AND document ->> 'news' = 'recovered'
+ORDER BY seq;
 
 -- name: next_message
 -- Of an alert only the first message may go: that it has recovered must not overtake that it failed.
