@@ -1,6 +1,7 @@
 """Exchange files with a partner over SFTP: fetch what they drop, and bring them what lies ready.
 
-Nobody sees half a file: it is written under another name, and renamed when it is whole.
+Nobody sees half a file: it is written under another name, and renamed when it is whole. A file is
+moved away, then booked: its run says what came of it, and `turnout retry` books what has failed.
 In `known_hosts` is the partner's key, in `id_partner` ours.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import asyncssh
 
-from turnout import artefact, current, every, files, flow, retry, secret, task
+from turnout import Skip, artefact, current, emit, event, every, files, flow, retry, secret, task
 
 
 @asynccontextmanager
@@ -37,36 +38,47 @@ async def dropped() -> list[str]:
         return sorted(name for name in await session.listdir("out") if str(name).endswith(".csv"))
 
 
-@task(retry=retry(5), timeout="5m")
-async def fetch(name: str) -> str:
-    """Keep a file with the run; it stays where it was."""
-    async with partner() as session, session.open(f"out/{name}", "rb") as file:
-        return await asyncio.to_thread(current().attach, name, await file.read())
-
-
-@task
-def book(name: str) -> int:
-    """Do with it what is to be done."""
-    with artefact(name).path.open(newline="") as file:
-        return len(list(csv.DictReader(file)))
+@flow(on=every("1m"), mode="skip", timeout="10m")
+async def collect() -> list[str]:
+    """Start a run for each file that lies there: one that cannot be booked holds up no other."""
+    names = await dropped()
+    for name in names:
+        await emit("partner.dropped", name)
+    return names
 
 
 @task(retry=retry(5), timeout="30s")
-async def acknowledge(name: str) -> None:
-    """Move it away, once its rows are booked; a step that was cut off may have done so."""
+async def take(name: str) -> str:
+    """Move a file to where the partner replaces it no more; returns its name there."""
+    taken = f"{current().key()[:8]}-{name}"
     async with partner() as session:
-        if await session.exists(f"out/{name}"):
-            await session.posix_rename(f"out/{name}", f"out/taken/{name}")
+        if await session.exists(f"out/taken/{taken}"):  # by a try that was cut off
+            return taken
+        if not await session.exists(f"out/{name}"):
+            raise Skip(f"{name} has gone")
+        # Not `rename`: servers link the file, then remove what has its name by then.
+        await session.posix_rename(f"out/{name}", f"out/taken/{taken}")
+    return taken
 
 
-@flow(on=every("1m"), mode="skip", timeout="30m")
-async def collect() -> dict[str, int]:
-    """Take everything that was dropped, one file after the other."""
-    booked = {}
-    for name in await dropped():
-        booked[name] = await book.run(await fetch(name))
-        await acknowledge(name)
-    return booked
+@task(retry=retry(5), timeout="5m")
+async def fetch(taken: str) -> str:
+    """Keep a file with the run."""
+    async with partner() as session, session.open(f"out/taken/{taken}", "rb") as file:
+        return await asyncio.to_thread(current().attach, taken, await file.read())
+
+
+@task
+def book(kept: str) -> int:
+    """Do with it what is to be done."""
+    with artefact(kept).path.open(newline="") as file:
+        return len(list(csv.DictReader(file)))
+
+
+@flow(on=event("partner.dropped"), key=lambda each: each.data, mode="skip", timeout="30m")
+async def receive(name: str) -> int:
+    """Take a file, once however often it was seen meanwhile, and book its rows."""
+    return await book.run(await fetch(await take(name)))
 
 
 @task(retry=retry(5), timeout="5m")

@@ -4,11 +4,13 @@ import os
 import unittest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest.mock import patch
 
 import asyncssh
 import sftp_drop
 
+from turnout import artefact, task
 from turnout.testing import file_event, serve
 
 
@@ -38,21 +40,55 @@ class SftpDrop(unittest.IsolatedAsyncioTestCase):
         where.start()
         self.addCleanup(where.stop)
 
-    async def test_whole_files_are_booked_and_moved_away(self) -> None:
+    async def received(self) -> list[Any]:
+        """Have a tick; returns the runs of the files."""
+        async with serve(sftp_drop.collect, sftp_drop.receive) as service:
+            await service.run(sftp_drop.collect)
+            return await service.runs(sftp_drop.receive)
+
+    def lie_there(self) -> list[str]:
+        return sorted(each.name for each in Path("partner/out").iterdir() if each.is_file())
+
+    async def test_whole_files_are_moved_away_and_booked(self) -> None:
         Path("partner/out/a.csv").write_text("id\n1\n2\n")
         Path("partner/out/b.csv.part").write_text("i")
-        async with serve(sftp_drop.collect) as service:
-            result = await service.run(sftp_drop.collect)
-        self.assertEqual(result.result, {"a.csv": 2})
-        self.assertTrue(Path("partner/out/taken/a.csv").exists())
-        self.assertTrue(Path("partner/out/b.csv.part").exists())
+        (run,) = await self.received()
+        self.assertEqual(run.result, 2)
+        self.assertEqual(self.lie_there(), ["b.csv.part"])
+        self.assertEqual(len(list(Path("partner/out/taken").glob("*-a.csv"))), 1)
+
+    async def test_a_file_that_cannot_be_booked_fails_alone_and_is_kept(self) -> None:
+        Path("partner/out/a.csv").write_bytes(b"id\n\xff\n")
+        Path("partner/out/b.csv").write_text("id\n1\n")
+        bad, good = await self.received()
+        self.assertEqual((bad.state, good.result), ("failed", 1))
+        self.assertIn("can't decode", bad.error.message)
+        (kept,) = Path("partner/out/taken").glob("*-a.csv")
+        self.assertEqual(kept.read_bytes(), b"id\n\xff\n")
+
+    async def test_a_file_that_is_replaced_meanwhile_is_booked_too(self) -> None:
+        booked: list[bytes] = []
+
+        @task
+        def book(kept: str) -> int:
+            if not booked:
+                Path("partner/out/a.csv").write_text("id\n3\n")
+            booked.append(artefact(kept).read())
+            return 1
+
+        Path("partner/out/a.csv").write_text("id\n1\n")
+        with patch.object(sftp_drop, "book", book):
+            await self.received()
+            self.assertEqual(self.lie_there(), ["a.csv"])
+            await self.received()
+        self.assertEqual(booked, [b"id\n1\n", b"id\n3\n"])
+        self.assertEqual(len(list(Path("partner/out/taken").iterdir())), 2)
 
     async def test_a_large_file_does_not_hold_up_the_next(self) -> None:
         Path("partner/out/a.csv").write_text("id\n" + f"{1:900}\n" * 20_000)  # over 16 MiB
         Path("partner/out/b.csv").write_text("id\n1\n")
-        async with serve(sftp_drop.collect) as service:
-            result = await service.run(sftp_drop.collect)
-        self.assertEqual(result.result, {"a.csv": 20_000, "b.csv": 1})
+        large, small = await self.received()
+        self.assertEqual((large.result, small.result), (20_000, 1))
 
     async def test_a_file_is_brought_whole(self) -> None:
         Path("ready/report.csv").write_text("day\n1\n")
