@@ -68,9 +68,9 @@ async def _chat(url: str | Secret, text: str) -> None:
     * `url`: the address, or the secret that holds it
     * `text`: what people read
 
-    No answer, a 5xx and 408, 425, 429 are tried again (three times, a minute each). Raises `Fail`
-    for any other answer, since sending the same would be answered the same, and `SetupError` for
-    what is no address.
+    No answer, a 5xx and 408, 425, 429 are tried again (three times, a minute each), not before the
+    answer's `Retry-After`. Raises `Fail` for any other answer, since sending the same would be
+    answered the same, and `SetupError` for what is no address.
 
     ```python
     from turnout import cron, flow, notify, secret

@@ -129,11 +129,12 @@ async def _post(
     await to_thread(import_module, "httpx")  # at the first call it takes a while
     headers = {"Content-Type": "application/json", "Idempotency-Key": key, **(more or {})}
     address = url.reveal() if isinstance(url, Secret) else url
-    status = await post(address, orjson.dumps(document), headers=headers)
-    if status >= 500 or status in _WORTH_A_RETRY:
-        raise Unavailable(f"the receiver of the notification answered {status}")
-    if not 200 <= status < 300:
-        raise Fail(f"the receiver of the notification answered {status}")
+    answer = await post(address, orjson.dumps(document), headers=headers)
+    said = f"the receiver of the notification answered {answer.status}"
+    if answer.status >= 500 or answer.status in _WORTH_A_RETRY:
+        raise Unavailable(said, retry_after=answer.retry_after)
+    if not 200 <= answer.status < 300:
+        raise Fail(said)
 
 
 # ---------------------------------------------------------------- what an author may write

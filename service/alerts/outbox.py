@@ -17,6 +17,7 @@ from turnout.service.dispatch.attempts import until_writable
 from turnout.service.domain import errors
 from turnout.service.domain.alerts import Channel, Message
 from turnout.service.domain.errors import FOREIGN, JournalFull
+from turnout.service.domain.retry import asked_for
 from turnout.service.domain.units import format_duration
 from turnout.service.governance import secrets
 from turnout.service.intake.expiry import Expiry
@@ -32,6 +33,8 @@ log = get_logger("turnout.alerts")
 MOST_MESSAGES = 20
 PERIOD = timedelta(hours=1)
 GIVE_UP_AFTER = timedelta(days=1)
+LONGEST_ASKED = timedelta(hours=1)
+"""The longest that a channel may ask to be left alone (`Retry-After`): people are to hear today."""
 
 _TIMEOUT_SECONDS = 30.0
 _CLAIM = timedelta(minutes=2)
@@ -59,17 +62,20 @@ class Outbox:
         metrics: Metrics,
         *,
         now: Callable[[], datetime],
+        wall: Callable[[], datetime],
         deliver: Deliver = deliver,
     ) -> None:
         self._journal = journal
         self._tasks = tasks
         self._sent = metrics.alert_messages
         self._now = now
+        self._wall = wall
         self._deliver = deliver
         self._channels: Mapping[str, Channel] = {}
         self._working: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
         self._next: dict[str, datetime | None] = {}
+        self._asked_to_wait_until: dict[str, datetime] = {}
         self._expiry = Expiry(self.recheck, now=now)
         self._stopped = False
 
@@ -116,6 +122,10 @@ class Outbox:
 
     async def _send_due(self, name: str) -> None:
         while not self._stopped and (channel := self._channels.get(name)) is not None:
+            asked = self._asked_to_wait_until.get(name)
+            if asked is not None and self._now() < asked:
+                self._next[name] = asked
+                return
             taken = await self._take(name)
             if taken.summarised:
                 self._sent.labels(_kind(name), "summarised").inc(taken.summarised)
@@ -148,29 +158,39 @@ class Outbox:
         with suppress(JournalFull):  # then it is sent again when there is space
             await self._journal.message_sent(stored.seq, now=self._now())
         self._sent.labels(_kind(channel.name), "sent").inc()
+        if stored.error:
+            after = format_duration(self._now() - stored.made_at)
+            log.info("alert.sent", channel=channel.name, tries=stored.tries, after=after)
 
     async def _failed(self, channel: Channel, stored: StoredMessage, error: BaseException) -> None:
         words = errors.message_of(error) if isinstance(error, Exception) else ""
         text = secrets.mask(words or type(error).__name__)[:_MOST_CHARACTERS]
         now = self._now()
-        wait = min(
+        asked = min(asked_for(error, now=self._wall()), LONGEST_ASKED)
+        if asked:
+            self._asked_to_wait_until[channel.name] = now + asked
+        seconds = min(
             _FIRST_WAIT_SECONDS * 2 ** min(stored.tries - 1, _MOST_DOUBLINGS), _LONGEST_WAIT_SECONDS
         )
         is_old = now - stored.made_at >= GIVE_UP_AFTER
-        due_at = None if is_old else now + timedelta(seconds=wait)
+        due_at = None if is_old else now + max(asked, timedelta(seconds=seconds))
         with suppress(JournalFull):  # the claim ends by itself
             await self._journal.message_failed(stored.seq, error=text, due_at=due_at)
         self._sent.labels(_kind(channel.name), "dropped" if is_old else "failed").inc()
         if is_old:
             log.error("alert.dropped", channel=channel.name, tries=stored.tries, error=text)
-        elif stored.tries == 1:
-            log.warning("alert.not_sent", channel=channel.name, error=text)
+        elif not stored.error or _is_power_of_ten(stored.tries):
+            log.warning("alert.not_sent", channel=channel.name, tries=stored.tries, error=text)
 
 
 def _is_cancelled() -> bool:
     """Whether this task was told to end, and did not get the error from what it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _is_power_of_ten(number: int) -> bool:
+    return str(number).rstrip("0") == "1"
 
 
 def _kind(name: str) -> str:

@@ -156,7 +156,7 @@ class Process:
         self.alerts = Alerts(
             journal,
             tasks,
-            Outbox(journal, tasks, metrics, now=now, deliver=deliver),
+            Outbox(journal, tasks, metrics, now=now, wall=wall, deliver=deliver),
             metrics,
             now=now,
             wall=wall,

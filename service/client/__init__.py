@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,22 @@ TIMEOUT_SECONDS = 60
 
 
 class Unavailable(TurnoutError):
-    """Raised when no service answers, or when its answer is not one of turnout's."""
+    """Raised when no service answers, or when its answer is not one of turnout's.
+
+    `retry_after` is what the answer asks to wait, as its header says.
+    """
+
+    def __init__(self, message: str, *, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What another service has answered: the status, and the header `Retry-After`."""
+
+    status: int
+    retry_after: str | None
 
 
 class Client:
@@ -88,8 +104,8 @@ async def connect(
         yield Client(http)
 
 
-async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> int:
-    """Post to another service and return the status; raises `Unavailable` without an answer.
+async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+    """Post to another service and return its answer; raises `Unavailable` without one.
 
     The address may be a secret (a chat webhook), so errors show only its host. Redirects are not
     followed.
@@ -105,7 +121,7 @@ async def post(url: str, body: bytes, *, headers: Mapping[str, str]) -> int:
     except httpx.HTTPError as error:
         host = httpx.URL(url).host
         raise Unavailable(f"no answer from {host}: {type(error).__name__}") from None
-    return answer.status_code
+    return Answer(answer.status_code, answer.headers.get("retry-after"))
 
 
 def _error_of(answer: httpx.Response) -> TurnoutError:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from tests.support.journal_contract import NOW
 from tests.support.smtp_sink import smtp_sink
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout import flow, notify, secret
 from turnout.service.client import Unavailable
 from turnout.service.domain.alerts import Channel, Message
 from turnout.service.domain.errors import SetupError
+from turnout.service.domain.retry import asked_for
 from turnout.service.domain.run import Fail
 from turnout.testing import serve
 
@@ -84,6 +87,14 @@ async def test_an_answer_that_is_no_success_is_an_error(
 ) -> None:
     with stubbed() as stub, pytest.raises(error, match=f"answered {status}"):
         await notify(stub.says("/chat", Reply(status))).send(MESSAGE)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_answer_that_asks_for_time_says_for_how_much(status: int) -> None:
+    reply = Reply(status, headers={"Retry-After": "30"})
+    with stubbed() as stub, pytest.raises(Unavailable) as refused:
+        await notify.slack(stub.says("/slack", reply)).send(MESSAGE)
+    assert asked_for(refused.value, now=NOW) == timedelta(seconds=30)
 
 
 async def test_a_server_that_is_gone_is_an_error_that_shows_no_address() -> None:

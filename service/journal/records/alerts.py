@@ -57,7 +57,8 @@ class NewMessage:
 class StoredMessage:
     """A message that was claimed to be sent, for the `tries`-th time.
 
-    `is_last` says that it is the last one of its channel for a while.
+    `error` says why the last try failed, and is empty if none has. `is_last` says that it is the
+    last one of its channel for a while.
     """
 
     seq: int
@@ -67,6 +68,7 @@ class StoredMessage:
     document: Mapping[str, Any]
     made_at: datetime
     tries: int
+    error: str
     is_last: bool
 
 

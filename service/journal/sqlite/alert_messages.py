@@ -48,7 +48,7 @@ def take(
     ).fetchone()
     if row is None:
         return Taken(None, instant_or_none(connection.execute(_SQL["next_due"], (channel,)).get))
-    seq, alert, key, document, made_at, tries = row
+    seq, alert, key, document, made_at, tries, error = row
     connection.execute(_SQL["claim"], (seq, micros(until)))
     message = StoredMessage(
         seq=seq,
@@ -58,6 +58,7 @@ def take(
         document=orjson.loads(document),
         made_at=instant(made_at),
         tries=tries + 1,
+        error=error,
         is_last=sent == most - 1,
     )
     return Taken(message, summarised=summarised)

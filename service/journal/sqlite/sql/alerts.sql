@@ -51,7 +51,7 @@ ORDER BY seq;
 -- name: next_message
 -- Of an alert only the first message may go: that it has recovered must not overtake that it failed.
 -- What is due, or claimed, later than any wait there is was so under a clock that was ahead.
-SELECT seq, alert_seq, key, document, made_at, tries FROM alert_messages
+SELECT seq, alert_seq, key, document, made_at, tries, error FROM alert_messages
 WHERE seq IN (
         SELECT min(seq) FROM alert_messages WHERE channel = ?1 AND ended_at IS NULL
         GROUP BY CASE alert_seq WHEN 0 THEN -seq ELSE alert_seq END
