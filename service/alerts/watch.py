@@ -9,6 +9,7 @@ never looks. Not here: what flows are expected to do (`expectations`), when an a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -31,8 +32,10 @@ from .texts import document_of
 
 log = get_logger("turnout.alerts")
 
-_STORM_SECONDS = 0.1
-"""How long to wait between looks while failures keep coming."""
+_SHORTEST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
+_PAUSE = 10
+"""How long to wait between looks while failures keep coming, in looks: they read a backlog."""
 
 
 class Alerts:
@@ -111,14 +114,16 @@ class Alerts:
         polls: list[datetime] = []
         try:
             while self._asked and not self._stopped:
-                self._asked = False
+                self._asked, began, pause = False, time.monotonic(), 0.0
                 try:
                     polls = await self._look()
+                    pause = _PAUSE * (time.monotonic() - began)
                 except JournalFull:
                     await until_writable(self._journal)
                     self._asked = True
                 if self._asked:
-                    await asyncio.sleep(_STORM_SECONDS)
+                    pause = min(max(pause, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
+                    await asyncio.sleep(pause)
         finally:
             self._looking = False
         if not self._stopped:

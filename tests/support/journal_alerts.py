@@ -316,6 +316,15 @@ class AlertsContract:
             late = await journal.late_runs("bill", before=at(50))
             assert (late.first, late.due_at, late.count) == (soon.id, NOW, 2)
 
+    async def test_a_late_run_is_found_among_many_that_are_not(self, tmp_path: Path) -> None:
+        async with self.open(tmp_path) as journal:
+            for due_at in [at(9000)] * 100 + [at(50), at(40)]:
+                await put(journal, last := make_run(state=S.SCHEDULED, due_at=due_at))
+            late = await journal.late_runs("bill", before=at(60))
+            assert (late.first, late.due_at, late.count) == (last.id, at(40), 2)
+            late = await journal.late_runs("bill", before=at(30))
+            assert (late.first, late.due_at, late.count) == (last.id, at(40), 0)
+
     # ---------------------------------------------------------------- what flows say of themselves
 
     async def test_runs_are_found_by_owner_and_tag(self, tmp_path: Path) -> None:

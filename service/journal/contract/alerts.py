@@ -120,8 +120,8 @@ class Alerts(AlertReads, Writable, Protocol):
     async def late_runs(self, flow: str, *, before: datetime) -> LateRuns:
         """Return the first unfinished run of a flow, and how many were due before an instant.
 
-        10,000 are counted at most. A scheduled run is due when it is to start, another one when it
-        was accepted, or queued again.
+        A scheduled run is due when it is to start, another one when it was accepted, or queued
+        again. Reads all unfinished runs of the flow: 100,000 take about 50 ms.
         """
 
     async def describe_flows(self, flows: Mapping[str, FlowAbout]) -> None:

@@ -15,7 +15,7 @@ import apsw
 
 from turnout.service.domain.alerts import AlertRule, cause_of
 from turnout.service.domain.errors import NotFound, Refused
-from turnout.service.domain.run import RunError
+from turnout.service.domain.run import UNFINISHED, RunError
 from turnout.service.journal.records import Ended, LateRuns, NewMessage, StoredAlert, Success
 
 from .columns import selected
@@ -66,14 +66,12 @@ _SELECT = f"SELECT {selected(AlertRow._fields)} FROM alerts"
 _LIST_OPEN = f"{_SELECT} WHERE ended_at IS NULL ORDER BY seq DESC LIMIT ?"
 _LIST_ALL = f"{_SELECT} ORDER BY seq DESC LIMIT ?"
 _ONE = f"{_SELECT} WHERE seq = ?"
-_OF_STATE = "FROM runs WHERE state = ? AND flow = ? ORDER BY seq LIMIT"
-_FIRST_UNFINISHED = (
-    f"SELECT id, {_DUE} AS due FROM (SELECT id, state, attempts, queued_at, due_at {_OF_STATE} 100)"
-    " ORDER BY due LIMIT 1"
+_LATE = (
+    "SELECT id, min(due), count(*) FILTER (WHERE due <= ?2) FROM ("
+    f"SELECT id, {_DUE} AS due FROM runs INDEXED BY runs_by_state"
+    f" WHERE state IN ({', '.join(sorted(map(repr, map(str, UNFINISHED))))}) AND flow = ?1)"
 )
-_COUNT_LATE = f"SELECT count(*) FROM (SELECT {_DUE} AS due {_OF_STATE} 10000) WHERE due <= ?"
 _SQL = load("alerts")
-_UNFINISHED = ("scheduled", "queued", "running", "retrying", "waiting")
 
 
 class FailureCounts:
@@ -195,16 +193,9 @@ def successes(connection: apsw.Connection, flow: str, limit: int) -> list[Succes
 
 def late_runs(connection: apsw.Connection, flow: str, before: int) -> LateRuns:
     """Return the first unfinished run of a flow, and how many were due before an instant."""
-    firsts: list[Any] = []
-    for state in _UNFINISHED:
-        firsts += connection.execute(_FIRST_UNFINISHED, (state, flow)).fetchall()
-    if not firsts:
-        return LateRuns(None, None, 0)
-    run_id, due = min(firsts, key=lambda row: int(row[1]))
-    late = 0
-    for state in _UNFINISHED if due <= before else ():
-        late += connection.execute(_COUNT_LATE, (state, flow, before)).get
-    return LateRuns(run_id, instant(due), late)
+    found: Any = connection.execute(_LATE, (flow, before)).fetchone()
+    run_id, due, late = found  # SQLite: beside `min`, `id` is that of the row which has it
+    return LateRuns(run_id, instant_or_none(due), late)
 
 
 def alert_from(values: Sequence[Any]) -> StoredAlert:
