@@ -38,6 +38,8 @@ def sales(path: Path) -> Summary:
     bad: list[str] = []
     with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
+        if lacking := [name for name in Sale.model_fields if name not in (reader.fieldnames or ())]:
+            raise Fail(f"line 1 names no column {', '.join(lacking)}")
         for row in reader:
             if None in row:
                 bad.append(f"line {reader.line_num}: more fields than the header names")

@@ -10,11 +10,11 @@ from csv_drop import sales
 from turnout.testing import file_event, serve
 
 
-async def dropped(rows: str, encoding: str = "utf-8") -> Any:
+async def dropped(rows: str, encoding: str = "utf-8", header: str = "day,product,amount\n") -> Any:
     """Return the run of a file with these rows."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "sales.csv"
-        file.write_text(f"day,product,amount\n{rows}", encoding)
+        file.write_text(header + rows, encoding)
         async with serve(sales) as service:
             (result,) = await service.emit(file_event(sales, file))
             return result
@@ -37,3 +37,14 @@ class CsvDrop(unittest.IsolatedAsyncioTestCase):
     async def test_a_spreadsheet_may_begin_with_its_mark(self) -> None:
         result = await dropped("2026-01-05,pears,1\n", "utf-8-sig")
         self.assertEqual(result.result["rows"], 1)
+
+    async def test_a_file_that_is_empty_or_lacks_a_column_is_refused(self) -> None:
+        empty = await dropped("", header="")
+        self.assertEqual(empty.state, "failed")
+        self.assertEqual(empty.error.message, "line 1 names no column day, product, amount")
+        other = await dropped("2026-01-05,pears,1\n", header="day,product,price\n")
+        self.assertEqual(other.error.message, "line 1 names no column amount")
+
+    async def test_a_day_without_sales_comes_to_nothing(self) -> None:
+        result = await dropped("")
+        self.assertEqual((result.result["rows"], result.result["total"]), (0, "0"))
