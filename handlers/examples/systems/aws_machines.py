@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from aiobotocore.session import get_session
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import ConnectionError, HTTPClientError
 from pydantic import BaseModel, Field
 
 from turnout import Fail, Pending, budget, current, event, flow, poll, retry, task, webhook
 
 ec2 = partial(get_session().create_client, "ec2")
 machines = budget("ec2", max_changes=10, per="1h")
-again = retry(5, on=BotoCoreError)  # no answer; the client tries 5xx again
+again = retry(5, on=(ConnectionError, HTTPClientError))  # the client itself tries 5xx again
 
 
 class Wanted(BaseModel):

@@ -5,7 +5,7 @@ old ones stay. `PGHOST`, `PGPORT` and `PGUSER` say where, and the password is in
 """
 
 # /// script
-# dependencies = ["boto3>=1.40"]
+# dependencies = ["boto3>=1.40", "botocore"]
 # ///
 
 import os
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.exceptions import NoCredentialsError
 
 from turnout import Fail, artefact, cron, current, flow, retry, shell, task
 
 BUCKET, DATABASE, KEPT = "backups", "shop", 7
 ROWS = "SELECT count(*) FROM orders"
+again = retry(5, not_on=NoCredentialsError)
 PG = {name: os.environ[name] for name in ("PGHOST", "PGPORT", "PGUSER") if name in os.environ}
 
 
@@ -31,14 +33,14 @@ def remove(name: str) -> None:
     bucket().Object(name).delete()
 
 
-@task(undo=remove, retry=retry(5), timeout="1h")
+@task(undo=remove, retry=again, timeout="1h")
 def store(name: str) -> None:
     """Store the dump under a name of its own; S3 compares checksums, and takes it whole or not."""
     meta = {"Metadata": {"turnout-key": current().key()}}
     bucket().upload_file(str(artefact("made.dump").path), name, ExtraArgs=meta)
 
 
-@task(retry=retry(5), timeout="1h")
+@task(retry=again, timeout="1h")
 def download(name: str) -> None:
     """Keep what is stored with the run; the file of a try that was cut off is written over."""
     part = Path(f"{current().key()}.part")
@@ -48,7 +50,7 @@ def download(name: str) -> None:
     part.unlink()
 
 
-@task(timeout="1h")
+@task(retry=again, timeout="1h")
 async def restore() -> int:
     """Restore what was stored where nobody works, and return how many rows it has."""
     scratch = f"restored_{current().key()[:8]}"
@@ -65,7 +67,7 @@ async def restore() -> int:
     return rows
 
 
-@task(retry=retry(5), timeout="5m")
+@task(retry=again, timeout="5m")
 def prune() -> list[str]:
     """Remove all but the newest; doing it again finds none."""
     names = sorted(each.key for each in bucket().objects.filter(Prefix=f"{DATABASE}/"))
@@ -77,7 +79,8 @@ def prune() -> list[str]:
 @flow(on=cron("0 2 * * *"))
 async def backup() -> dict[str, Any]:
     """Make the backup of the night."""
-    await shell(["pg_dump", "-Fc", DATABASE], stdout=artefact("made.dump"), env=PG, timeout="1h")
+    dump = ["pg_dump", "-Fc", DATABASE]
+    await shell(dump, stdout=artefact("made.dump"), env=PG, retry=again, timeout="1h")
     name = f"{DATABASE}/{current().event.time:%Y-%m-%dT%H%M%S}.dump"
     await store.run(name)
     await download.run(name)

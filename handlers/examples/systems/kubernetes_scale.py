@@ -10,7 +10,7 @@ The cluster is the one the service runs in, or that of `KUBECONFIG`.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from lightkube import ApiError, AsyncClient
+from lightkube import ApiError, AsyncClient, ConfigError
 from lightkube.resources.apps_v1 import Deployment
 from pydantic import BaseModel, Field
 
@@ -38,6 +38,8 @@ async def cluster() -> AsyncIterator[AsyncClient]:
         if error.status.code in (400, 401, 403, 404, 422):
             raise Fail(f"Kubernetes refuses, {error.status.code}: {error}") from None
         raise
+    except ConfigError as error:
+        raise Fail(f"no cluster: {error}") from None
 
 
 @task(reads=True, retry=retry(5), timeout="15s")

@@ -1,5 +1,6 @@
 """An EC2 that remembers the tags of its machines, and stops one when it is told to."""
 
+import os
 import unittest
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import aws_machines
+from botocore.exceptions import EndpointConnectionError
 
 from turnout.testing import run
 
@@ -16,9 +18,9 @@ WANTED = {"image": "ami-1", "least": 2, "most": 2}
 class Ec2:
     """What the flow uses of a client."""
 
-    def __init__(self, lost: int | None = None, lists: bool = True) -> None:
+    def __init__(self, lost: int | None = None, lists: bool = True, away: int = 0) -> None:
         self.states: list[str] = []
-        self.lost, self.lists = lost, lists
+        self.lost, self.lists, self.away = lost, lists, away
 
     async def describe_instances(self, Filters: Any) -> Any:
         wanted = {each["Name"]: each["Values"] for each in Filters}
@@ -44,6 +46,9 @@ class Ec2:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Ec2"]:
+        if self.away:
+            self.away -= 1
+            raise EndpointConnectionError(endpoint_url="https://ec2")
         yield self
 
 
@@ -67,3 +72,17 @@ class AwsMachines(unittest.TestCase):
         with patch.object(aws_machines, "ec2", ec2.opened):
             result = run(aws_machines.start_machines, WANTED)
         self.assertEqual((result.result, ec2.states), (["0", "1"], ["running"] * 2))
+
+    def test_missing_credentials_fail_the_run_at_once(self) -> None:
+        files = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+        none = files | {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        with patch.dict(os.environ, none, clear=True):
+            result = run(aws_machines.start_machines, WANTED)
+        self.assertIn("Unable to locate credentials", str(result.error))
+        self.assertEqual(result.steps["provision#1"].tries, 1)
+
+    def test_an_aws_that_is_not_reached_is_asked_again(self) -> None:
+        ec2 = Ec2(away=2)
+        with patch.object(aws_machines, "ec2", ec2.opened):
+            result = run(aws_machines.start_machines, WANTED)
+        self.assertEqual((result.result, result.steps["provision#1"].tries), (["0", "1"], 3))

@@ -63,6 +63,25 @@ class Backup(unittest.TestCase):
         self.assertEqual(result.result["removed"], ["shop/2025-01-01.dump"])
         self.assertEqual(len(bucket.stored), 7)
 
+    def test_a_database_that_is_away_for_a_moment_costs_no_backup(self) -> None:
+        for name in ("pg_dump", "createdb"):
+            away = f"if mkdir {name}.was_away 2>/dev/null; then exit 1; fi"
+            Path(name).write_text(f"#!/bin/sh\n{away}\n{COMMANDS[name]}\n")
+        bucket = Bucket()
+        with patch.object(backup, "bucket", lambda: bucket):
+            result = run(backup.backup)
+        self.assertEqual((result.state, len(bucket.stored)), ("succeeded", 7))
+        tries = {key: step.tries for key, step in result.steps.items()}
+        self.assertEqual((tries["shell#1"], tries["restore#1"], tries["store#1"]), (2, 2, 1))
+
+    def test_missing_credentials_are_told_at_once(self) -> None:
+        files = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+        none = files | {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_EC2_METADATA_DISABLED": "true"}
+        with patch.dict(os.environ, none | {"PATH": os.environ["PATH"]}, clear=True):
+            result = run(backup.backup)
+        self.assertEqual(result.steps["store#1"].tries, 1)
+        self.assertIn("Unable to locate credentials", str(result.error))
+
     def test_one_that_cannot_be_restored_is_removed(self) -> None:
         bucket = Bucket(damaged=True)
         with patch.object(backup, "bucket", lambda: bucket):

@@ -1,5 +1,6 @@
 """A cluster of one deployment, which becomes ready when it is told to."""
 
+import os
 import unittest
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -47,3 +48,9 @@ class KubernetesScale(unittest.TestCase):
             result = run(kubernetes_scale.scale_deployment, WANTED)
         self.assertEqual((result.state, result.undo), ("failed", "done"))
         self.assertEqual(cluster.told, [3, 5, 3])
+
+    def test_without_a_configuration_it_fails_at_once(self) -> None:
+        with patch.dict(os.environ, {"KUBECONFIG": "/nowhere", "ALERT_URL": "http://127.0.0.1:9"}):
+            result = run(kubernetes_scale.scale_deployment, WANTED)
+        self.assertRegex(str(result.error), "no cluster: .*/nowhere")
+        self.assertEqual(result.steps["replicas#1"].tries, 1)
