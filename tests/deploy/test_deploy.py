@@ -1,7 +1,7 @@
-"""What is deployed: the wheel, the locks, the container, compose, systemd and Prometheus files.
+"""What is deployed: the wheel, the locks, the container, compose and Prometheus files.
 
 Docker is not needed: the Containerfile's own commands run from a clean virtual environment, as a
-user who is not root. promtool and systemd-analyze judge their files where they are installed.
+user who is not root. promtool judges its files where it is installed.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
-import tempfile
 import tomllib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +23,8 @@ from packaging.requirements import Requirement
 from tests.support import CHECKOUT
 from tests.support.ports import free_port
 from tests.support.program import environment, until
-from tests.support.prometheus import promtool, tool
+from tests.support.prometheus import promtool
+from tests.support.stranger import stranger
 from turnout.service.settings import Settings
 from turnout.service.telemetry.metrics import Counts, Metrics
 
@@ -40,34 +37,6 @@ LOCKS = sorted((DEPLOY / "requirements").glob("*.txt"))
 
 
 # ---- the wheel
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with the Containerfile's pip options, from what its build may see."""
-    context = tmp_path_factory.mktemp("context")
-    unwanted = shutil.ignore_patterns("__pycache__")
-    for kept in context_paths():
-        target = context / kept
-        target.parent.mkdir(exist_ok=True)
-        if (CHECKOUT / kept).is_dir():
-            shutil.copytree(CHECKOUT / kept, target, symlinks=True, ignore=unwanted)
-        else:
-            shutil.copy(CHECKOUT / kept, target)
-    folder = tmp_path_factory.mktemp("wheels")
-    options = ["--no-cache-dir", "--no-deps", "--no-build-isolation"]
-    assert f"pip wheel {shlex.join(options)} " in (DEPLOY / "Containerfile").read_text()
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", *options]
-    subprocess.run([*pip, "--wheel-dir", folder, context], check=True)
-    (built,) = folder.glob("turnout-*.whl")
-    return built
-
-
-def context_paths() -> list[str]:
-    """Return what the container's build may see of the checkout."""
-    ignore = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
-    assert ignore[0] == "*"
-    return [line.removeprefix("!") for line in ignore if line.startswith("!")]
 
 
 @pytest.mark.timeout(120)
@@ -132,46 +101,6 @@ def containerfile(instruction: str) -> list[str]:
     return words
 
 
-def stranger() -> dict[str, Any]:
-    """Return the options that run a child as a user who is not root."""
-    return {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
-
-
-def interpreter() -> str:
-    """Return a Python 3.11 or newer that the stranger may run (root's own may be out of reach)."""
-    new_enough = "import sys; sys.exit(sys.version_info < (3, 11))"
-    for python in (os.path.realpath(sys.executable), "/usr/bin/python3.11", "/usr/bin/python3"):
-        try:
-            tried = subprocess.run([python, "-c", new_enough], cwd="/", check=False, **stranger())
-        except OSError:
-            continue
-        if tried.returncode == 0:
-            return python
-    pytest.skip("no Python 3.11 that a user other than root may run")
-
-
-@pytest.fixture(scope="session")
-def installed(wheel: Path) -> Iterator[Path]:
-    """Install the runtime lock and the wheel into a clean environment others may read."""
-    python = interpreter()
-    folder = Path(tempfile.mkdtemp(prefix="turnout-installed-"))
-    try:
-        folder.chmod(0o755)
-        venv = folder / "venv"
-        subprocess.run([python, "-m", "venv", "--without-pip", venv], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"]
-        lock = DEPLOY / "requirements" / "runtime.txt"
-        subprocess.run([*pip, "--quiet", "--require-hashes", "-r", lock], check=True)
-        subprocess.run([*pip, "--quiet", "--no-deps", "--no-index", wheel], check=True)
-        home = folder / "home"
-        home.mkdir()
-        if os.getuid() == 0:
-            shutil.chown(home, "nobody", "nogroup")
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
 def run_as_stranger(
     folder: Path, command: Sequence[str | Path], **env: str
 ) -> subprocess.CompletedProcess[str]:
@@ -233,7 +162,7 @@ def test_container_ends_as_a_user_who_is_not_root() -> None:
         assert (CHECKOUT / line.split()[0]).exists(), line
 
 
-# ---- compose, systemd, Prometheus
+# ---- compose, settings, Prometheus
 
 
 def test_compose_refers_to_what_is_there_and_publishes_on_loopback_only() -> None:
@@ -277,21 +206,6 @@ def test_compose_waits_longer_than_the_grace_time() -> None:
     assert len(waits) == 2
     for wait in waits:
         assert int(wait.removesuffix("s")) > grace
-
-
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    analyze = tool("systemd-analyze")
-    text = (DEPLOY / "turnout.service").read_text()
-    assert "User=turnout" in text
-    assert "Restart=always" in text
-    # verify wants the program to exist; everything else is judged as it is written.
-    unit = tmp_path / "turnout.service"
-    unit.write_text(text.replace("/opt/turnout/bin/turnout", "/bin/true"))
-    verdict = subprocess.run(
-        [analyze, "verify", unit], capture_output=True, text=True, check=False, timeout=20
-    )
-    about_us = [line for line in verdict.stderr.splitlines() if "turnout" in line]
-    assert (verdict.returncode, about_us) == (0, [])
 
 
 def test_prometheus_accepts_the_scrape_config_and_rules() -> None:
