@@ -177,6 +177,15 @@ def test_every_example_is_tested_somewhere_and_says_what_it_needs() -> None:
         assert {PACKAGES.get(each, each) for each in modules} - CORE == needed, name
 
 
+def test_every_example_names_the_settings_that_it_takes() -> None:
+    for example in EXAMPLES.values():
+        for file in (example.file, *example.beside):
+            source = file.read_text("utf-8")
+            taken = re.findall(r"""(?:secret\(|environ\[)["'](\w+)["']""", source)
+            told = ast.get_docstring(ast.parse(source)) or ""
+            assert [each for each in taken if f"`{each}`" not in told] == [], file.name
+
+
 PACKAGES = {
     "autogluon": "autogluon.tabular",
     "langchain_openai": "langchain-openai",

@@ -1,4 +1,7 @@
-"""Answer a question about the rows on standard input: `_ask_frame.py QUESTION`, with PandasAI."""
+"""Answer a question about the rows on standard input: `_ask_frame.py QUESTION`, with PandasAI.
+
+The model is at `MODEL_URL`, and takes `MODEL_KEY`.
+"""
 
 # /// script
 # dependencies = ["pandasai==3.0.0"]

@@ -23,7 +23,8 @@ class HandOver(AgentMiddleware):
 
     async def awrap_model_call(self, request: Any, handler: Step) -> Any:
         """Stop with what the model is to read; goes on with what it said."""
-        read = convert_to_openai_messages([request.system_message, *request.messages])
+        system = [request.system_message] if request.system_message else []
+        read = convert_to_openai_messages([*system, *request.messages])
         return convert_to_messages([interrupt(read)])[0]
 
     async def awrap_tool_call(self, request: Any, handler: Step) -> Any:

@@ -2,7 +2,8 @@
 
 PandasAI pins old versions of pandas, so it has an environment of its own: `PANDASAI_PYTHON` is its
 interpreter, which runs `_ask_frame.py` in a process for each question. `MODEL_URL` speaks the
-protocol of OpenAI. The same question about the same content is asked once a day.
+protocol of OpenAI and takes `MODEL_KEY`. The same question about the same content is asked once a
+day.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Let a LangChain agent act on alarms: each of its calls is a step, some are asked for first.
 
-`_langchain_steps.py` makes the steps. `MODEL_URL` speaks the protocol of OpenAI, `OPS_URL` does the
-work, and who sends an alarm signs it with `ALARM_SECRET`.
+`_langchain_steps.py` makes the steps. `MODEL_URL` speaks the protocol of OpenAI and takes
+`MODEL_KEY`, `OPS_URL` does the work, and who sends an alarm signs it with `ALARM_SECRET`.
 """
 
 # /// script
@@ -52,9 +52,11 @@ async def use(name: str, arguments: dict[str, Any]) -> str:
     """Run a tool, once a person agrees where that is needed."""
     if name in ASK_FIRST:
         try:
-            await approval("ops", text=f"{name} {arguments}?", timeout="1d")
+            await approval("ops", text=f"{name} {arguments}?", timeout="1h")
         except Rejected:
             return "rejected"
+        except TimeoutError:
+            return "nobody has answered"
     return await TOOLS[name](**arguments)
 
 
@@ -72,16 +74,21 @@ async def think(messages: list[dict[str, Any]]) -> dict[str, Any]:
     return convert_to_openai_messages(said)
 
 
+def outcome(run: Any) -> str:
+    """Return what came of an earlier run."""
+    return f"{run.state}: {run.error.message if run.error else run.result or run.reason}"
+
+
 alarm = webhook("/metrics-alert", verify=hmac("X-Signature"), secret=secret("ALARM_SECRET"))
 
 
-@flow(on=alarm, concurrency=1)
+@flow(on=alarm, mode="latest")
 async def on_call(metrics: dict[str, Any]) -> str:
-    """Have the agent look at metrics; it knows what came of the last times."""
-    earlier = [str(run.result) for run in current().history(limit=3)]
+    """Have the agent look at metrics, the newest next; it knows what came of the last times."""
+    earlier = [outcome(run) for run in current().history() if run.state != "skipped"][:3]
     agent = create_agent(
         model(), OFFERED, middleware=[HandOver()], checkpointer=InMemorySaver(),
         system_prompt="You keep a web application healthy. If all is well, do nothing.",
     )  # fmt: skip
-    prompt = f"Metrics: {metrics}. What was said the last times: {earlier}."
+    prompt = f"Metrics: {metrics}. What came of the last times: {earlier}."
     return await act(agent, prompt, think, use, most_calls=10)

@@ -1,7 +1,8 @@
 """Group the sales of the day with pandas, save them and tell: each step has a policy of its own.
 
-The service at `SALES_URL` answers `/data` with a JSON list of sales. A crash anywhere repeats only
-the step it cut off; the message may arrive twice then, under one `Idempotency-Key`.
+The service at `SALES_URL` answers `/data` with a JSON list of sales. `REPORT_URL` is told of each
+report, `ALERT_URL` of a failure. A crash anywhere repeats only the step it cut off; the message may
+arrive twice then, under one `Idempotency-Key`.
 """
 
 # /// script

@@ -1,5 +1,6 @@
 """Scale out a shop that does not answer: more pods, and more machines too while its load is high.
 
+`HEALTH_URL` is the shop's own address, `LOAD_URL` answers the load of its machines in percent.
 It says what is wanted; `turnout new` with `kubernetes_scale` and `aws_machines` has who does it.
 """
 

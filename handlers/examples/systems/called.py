@@ -1,6 +1,7 @@
 """Let code of another system start a flow: signed, and once, however often it tries again.
 
-Their side is `call_turnout.py`: in a DAG, a flow, a job or a Celery task.
+Their side is `call_turnout.py`: in a DAG, a flow, a job or a Celery task. Both sides know
+`HOOK_SECRET`.
 """
 
 from turnout import flow, hmac, secret, webhook

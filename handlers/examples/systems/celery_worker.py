@@ -1,5 +1,6 @@
 """The Celery worker that `celery_orders.py` hands work to: `celery -A celery_worker worker`.
 
+`CELERY_URL` is the address of the Redis.
 Celery delivers a task at least once: again after a worker was killed, and twice if who sent it was.
 So the effect is stored under the task's id, which is the same each time.
 """

@@ -1,6 +1,7 @@
 """Scale a deployment of Kubernetes: within a budget, and put back when it does not become ready.
 
-The cluster is the one the service runs in, or that of `KUBECONFIG`.
+The cluster is the one the service runs in, or that of `KUBECONFIG`; `ALERT_URL` is told of what
+fails.
 """
 
 # /// script

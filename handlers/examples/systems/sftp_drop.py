@@ -2,7 +2,7 @@
 
 Nobody sees half a file: it is written under another name, and renamed when it is whole. A file is
 moved away, then booked: its run says what came of it, and `turnout retry` books what has failed.
-In `known_hosts` is the partner's key, in `id_partner` ours.
+The partner is at `PARTNER_SFTP`; in `known_hosts` is their key, in `id_partner` ours.
 """
 
 # /// script
