@@ -1,7 +1,7 @@
 """Notices code that blocks the event loop: a warning after a second, and the end of the process.
 
-The warning names flow, run and line. Past `blocked_loop` the process ends; the supervisor (systemd,
-compose) restarts it, and crash isolation finds the run at fault.
+Each block of a second is logged, with flow, run and line. Past `blocked_loop` the process ends; the
+supervisor (systemd, compose) restarts it, and crash isolation finds the run at fault.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from turnout.service.telemetry.streams import real_stderr
 
 log = get_logger("turnout")
 
-_SLICES = 10
-_SIGNS = 4
-"""How often in a slice the loop gives a sign of life."""
+WARN_SECONDS = 1.0
 
-_GRACE_SECONDS = 0.25
-"""How long a loop may still take that has given none, as after a stop of the whole process."""
+_SIGN_SECONDS = 0.25
+"""How often the loop gives a sign of life; a silence is longer than its block by that at most."""
+
+_TICK_SECONDS = 0.1
+_LONGEST_TICK = 2
+"""What a pause between two looks counts at most, in ticks."""
+
+_SIGNS, _TICKS = 40, 10
+"""How often at least, within `blocked_loop`, the loop gives a sign, and the thread looks."""
 
 _PROCESSORS = 4
 _LONGEST_TIMER = 10.0**8
@@ -44,10 +49,10 @@ async def watch_loop(settings: Settings, metrics: Metrics) -> None:
     """
     watchdog = _Watchdog(settings.blocked_loop)
     watchdog.start()
-    seconds = watchdog.slice_seconds / _SIGNS
+    seconds = min(_SIGN_SECONDS, settings.blocked_loop.total_seconds() / _SIGNS)
     try:
         while True:
-            watchdog.seen.set()
+            watchdog.sign()
             due = time.monotonic() + seconds
             await asyncio.sleep(seconds)
             metrics.loop_delay_seconds.observe(max(time.monotonic() - due, 0.0))
@@ -56,17 +61,19 @@ async def watch_loop(settings: Settings, metrics: Metrics) -> None:
 
 
 class _Watchdog:
-    """A thread that counts the time slices in which the loop did not respond.
+    """A thread that measures how long the loop has not responded, and looks what it does then.
 
-    Slices, because a stopped process (SIGSTOP, a frozen container, a machine asleep) does not have
-    a blocked loop: the pause counts as one slice at most. Code that holds the interpreter's lock
-    blocks this thread too; then the kernel ends the process after up to four times as much
-    processor time.
+    In short ticks, because a stopped process (SIGSTOP, a frozen container, a machine asleep) does
+    not have a blocked loop: the pause counts as two ticks at most. Code that holds the
+    interpreter's lock blocks this thread too: it is told of afterwards, by the processor time of
+    the loop's thread, and the kernel ends the process after up to four times as much of it.
     """
 
     def __init__(self, length: timedelta) -> None:
-        self.seen = Event()
-        self.slice_seconds = min(1.0, length.total_seconds() / _SLICES)
+        self._seen = Event()
+        self._tick_seconds = min(_TICK_SECONDS, length.total_seconds() / _TICKS)
+        self._signed_at, self._worked = time.monotonic(), time.thread_time()
+        self._silent_seconds = self._busy_seconds = 0.0
         self._length = length
         self._loop_thread = threading.get_ident()
         self._stopped = Event()
@@ -84,39 +91,48 @@ class _Watchdog:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         faulthandler.unregister(signal.SIGVTALRM)
 
+    def sign(self) -> None:
+        """Say that the loop works; only the loop calls it."""
+        now, worked = time.monotonic(), time.thread_time()
+        if now - self._signed_at > self._silent_seconds:
+            self._silent_seconds = now - self._signed_at
+            self._busy_seconds = worked - self._worked
+        self._signed_at, self._worked = now, worked
+        self._seen.set()
+
     def _watch(self) -> None:
         seconds = self._length.total_seconds()
         # Times processors: other threads may use them without the interpreter's lock.
         processor_seconds = min(seconds * min(os.cpu_count() or 1, _PROCESSORS), _LONGEST_TIMER)
         blocked, told = 0.0, False
+        code: RunningCode | None = None
         while not self._stopped.is_set():
             signal.setitimer(signal.ITIMER_VIRTUAL, processor_seconds)
-            self._stopped.wait(self.slice_seconds)
-            if self.seen.is_set():
-                blocked, told = 0.0, False
-            else:
-                blocked += self.slice_seconds
-            self.seen.clear()
-            if blocked >= 1.0 and not told:
-                told = self._warn()
+            began = time.monotonic()
+            self._stopped.wait(self._tick_seconds)
+            if self._seen.is_set():
+                self._seen.clear()
+                if not told:
+                    self._warn_of_what_is_over(code)
+                blocked, told, code, self._silent_seconds = 0.0, False, None, 0.0
+                continue
+            passed = time.monotonic() - began
+            blocked += min(passed, _LONGEST_TICK * self._tick_seconds)
+            # Early, since what blocks for a second may be over before this thread looks again.
+            if blocked >= WARN_SECONDS / 2 and (code is None or code.location is None):
+                code = self._code()
+            if blocked >= WARN_SECONDS and not told:
+                _warn(code)
+                told = True
             if blocked >= seconds:
                 self._end()
 
-    def _warn(self) -> bool:
-        """Say what blocks the loop, unless it works again; returns whether it was said."""
-        if self.seen.wait(_GRACE_SECONDS) or self._stopped.is_set():
-            return False
-        code = self._code()
-        if code is not None:
-            log.warning(
-                "loop.blocked",
-                flow=code.flow,
-                run=code.run,
-                location=code.location,
-                code=code.text,
-                hint="nothing else runs meanwhile: call it in a `def` task",
-            )
-        return code is not None
+    def _warn_of_what_is_over(self, code: RunningCode | None) -> None:
+        """Say what has blocked the loop for a second, if it has and the process did not stand."""
+        if self._silent_seconds < WARN_SECONDS:
+            return
+        if code is not None or self._busy_seconds >= WARN_SECONDS / 2:
+            _warn(code)
 
     def _code(self) -> RunningCode | None:
         frame = sys._current_frames().get(self._loop_thread)
@@ -133,3 +149,19 @@ class _Watchdog:
         )
         os.write(real_stderr().fileno(), message.encode())
         os._exit(1)
+
+
+def _warn(code: RunningCode | None) -> None:
+    """Say what blocks the loop; None is what the thread could not see."""
+    hint = "nothing else runs meanwhile: call it in a `def` task"
+    if code is None:
+        code = RunningCode(None, None, None, "")
+        hint = "one call held the interpreter's lock: give it a task with pool='process'"
+    log.warning(
+        "loop.blocked",
+        flow=code.flow,
+        run=code.run,
+        location=code.location,
+        code=code.text,
+        hint=hint,
+    )

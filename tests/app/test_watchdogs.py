@@ -59,6 +59,14 @@ def asks_slowly(event: object) -> bool:
 @flow(on=webhook("/filter"), when=asks_slowly)
 async def filtered(data: dict) -> None: ...
 
+@flow(on=webhook("/pauses"))
+async def pauses(data: dict) -> None:
+    time.sleep(data["seconds"])
+
+@flow(on=webhook("/sums"))
+async def sums(data: dict) -> None:
+    sum(range(data["upto"]))  # as above, and it ends
+
 @flow(on=webhook("/keeps"))
 async def keeps(data: dict) -> None:
     re.match(r"(a+)+b", "a" * 60)  # one call that never gives the interpreter's lock back
@@ -121,6 +129,42 @@ def test_what_blocks_is_named_in_a_branch_and_outside_a_run(tmp_path: Path, path
     line = next(n for n, text in enumerate(FLOWS.splitlines(), 1) if f"# {path}" in text)
     assert said["location"] == f"{flows}:{line}"
     assert said["flow"] == ("splits" if path == "branch" else None)
+
+
+@pytest.fixture
+def usual(tmp_path: Path) -> Iterator[Program]:
+    """Serve as operators do: a loop may be blocked for half a minute."""
+    (tmp_path / "flows.py").write_text(FLOWS)
+    with Program(
+        flows=tmp_path / "flows.py", data=tmp_path / "data", log=tmp_path / "log"
+    ) as program:
+        program.start().ready()
+        yield program
+
+
+def test_every_block_of_a_second_is_logged_and_no_short_one(usual: Program) -> None:
+    for seconds in (1.0, 0.3) * 6:
+        usual.post("pauses", {"seconds": seconds})
+        usual.quiet(10)
+    usual.post("pauses", {"seconds": 3})
+    usual.quiet(10)
+    found = [json.loads(line) for line in usual.log_text().splitlines() if "loop.blocked" in line]
+    line = FLOWS.splitlines().index('    time.sleep(data["seconds"])') + 1
+    assert [each["location"] for each in found] == [f"{usual.flows}:{line}"] * 7
+    assert {each["flow"] for each in found} == {"pauses"}
+
+
+def test_a_call_that_gives_no_other_thread_a_turn_is_logged_when_it_has_ended(
+    usual: Program,
+) -> None:
+    began = time.process_time()
+    sum(range(10**7))
+    a_second = 10**7 / (time.process_time() - began)
+    body = json.dumps({"upto": round(1.5 * a_second)}).encode()
+    usual.ask("/hooks/sums", method="POST", body=body, timeout=30)
+    said = json.loads(usual.said(r'\{.*"loop.blocked".*', 10)[0])
+    assert (said["flow"], said["location"]) == (None, None)
+    assert "interpreter's lock" in said["hint"]
 
 
 # ---------------------------------------------------------------- the clock
