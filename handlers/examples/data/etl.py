@@ -1,7 +1,8 @@
 """Bring rows of several sources into several places: read at once, check, join, load at once.
 
-A pipeline is a JSON file dropped into `pipelines/`. Data that breaks a rule fails the run at once,
-also under `python -O`; a place that is down is tried again by itself.
+A pipeline is a JSON file dropped into `pipelines/`. Each source is checked by itself, and all have
+the same columns; data that breaks a rule fails the run at once, also under `python -O`. A place
+that is down is tried again by itself.
 """
 
 # /// script
@@ -11,20 +12,24 @@ also under `python -O`; a place that is down is tried again by itself.
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Annotated
 
 import duckdb
 import pandas as pd
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from turnout import Fail, files, flow, retry, task
+
+Source = Annotated[str, Field(pattern=r"^https?://|\.csv$|.#.")]
+Destination = Annotated[str, Field(pattern=r"\.(duckdb|parquet)$")]
 
 
 class Pipeline(BaseModel):
     """What the dropped file says."""
 
-    sources: list[str]
+    sources: list[Source] = Field(min_length=1)
     positive: list[str] = []
-    destinations: list[Path]
+    destinations: list[Destination] = Field(min_length=1)
 
 
 @task(retry=retry(2, delay="1s"), timeout="1m")
@@ -42,7 +47,7 @@ def extract(source: str) -> pd.DataFrame:
 
 @task
 def validate(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame if it may be used; a bad one stays bad, so nothing is tried again."""
+    """Return what a source has if it may be used; what is bad stays so: nothing is tried again."""
     if frame.empty:
         raise Fail("Data cannot be empty")
     nulls = int(frame.isna().sum().sum())
@@ -51,9 +56,17 @@ def validate(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def join(sources: list[str], frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all sources; where one lacks a column, pandas would leave fields empty."""
+    for source, frame in zip(sources, frames, strict=True):
+        if other := set(frame) ^ set(frames[0]):
+            raise Fail(f"{sources[0]} and {source} do not both have {', '.join(sorted(other))}")
+    return pd.concat(frames, ignore_index=True)
+
+
 @task
 def transform(frame: pd.DataFrame, positive: list[str]) -> pd.DataFrame:
-    """Keep the rows whose `positive` columns are."""
+    """Keep the rows whose `positive` columns are, of whatever source."""
     return frame[(frame[positive] > 0).all(axis="columns")]
 
 
@@ -77,6 +90,6 @@ def etl(path: Path) -> str:
     """Run the pipeline of the file."""
     pipeline = Pipeline.model_validate_json(path.read_bytes())
     frames = [validate(frame) for frame in extract.map(pipeline.sources, limit=4)]
-    data = transform(pd.concat(frames, ignore_index=True), pipeline.positive)
-    load.map([(destination, data) for destination in pipeline.destinations])
+    data = transform(join(pipeline.sources, frames), pipeline.positive)
+    load.map([(Path(destination), data) for destination in pipeline.destinations])
     return f"Processed {len(data)} records"

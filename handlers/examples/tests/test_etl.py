@@ -31,8 +31,26 @@ class Etl(unittest.IsolatedAsyncioTestCase):
             self.assertFalse((Path(name) / "all.duckdb").exists())
         self.assertEqual(result.error.message, "Data cannot be empty")
 
+    async def test_a_source_with_other_columns_is_refused_by_name(self) -> None:
+        with TemporaryDirectory() as name:
+            result = await piped(Path(name), "id,price\n3,5\n")
+            self.assertFalse((Path(name) / "all.duckdb").exists())
+        self.assertRegex(result.error.message, "#sales and .*rows.csv do not both have amount, pri")
 
-async def piped(folder: Path, rows: str) -> Any:
+    async def test_what_a_pipeline_cannot_do_is_refused_before_anything_is_read(self) -> None:
+        for wrong, told in (
+            ({"sources": []}, "sources"),
+            ({"sources": ["rows.xlsx"]}, "rows.xlsx"),
+            ({"destinations": []}, "destinations"),
+            ({"destinations": ["all.parquet", "all.csv"]}, "all.csv"),
+        ):
+            with TemporaryDirectory() as name:
+                result = await piped(Path(name), "id,amount\n3,5\n", **wrong)
+            self.assertEqual((result.state, result.attempts, result.steps), ("failed", 1, {}))
+            self.assertIn(told, result.error.message)
+
+
+async def piped(folder: Path, rows: str, **changed: list[str]) -> Any:
     """Return the run of a pipeline with two rows in a database, and these in a CSV file."""
     (folder / "rows.csv").write_text(rows)
     with closing(sqlite3.connect(folder / "shop.db")) as shop, shop:
@@ -44,7 +62,7 @@ async def piped(folder: Path, rows: str) -> Any:
         "destinations": [f"{folder}/all.duckdb", f"{folder}/all.parquet"],
     }
     file = folder / "plan.json"
-    file.write_text(json.dumps(plan))
+    file.write_text(json.dumps(plan | changed))
     async with serve(etl) as service:
         (result,) = await service.emit(file_event(etl, file))
         return result
