@@ -4,7 +4,8 @@ An example is a file of `handlers/examples` with a flow in it. Everything about 
 files: what it does is how its docstring begins, what it needs is its block of script metadata
 (https://packaging.python.org/specifications/inline-script-metadata), its test is `test_NAME.py` in
 `tests`. A file that its docstring names, such as the code of a worker, goes with it, into a folder
-from which no flows are served; one whose name begins with `_` stays beside it.
+from which no flows are served; one whose name begins with `_` stays beside it. A folder whose
+files start a flow is made with it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from importlib.resources.abc import Traversable
 
 _FLOW = re.compile(r"^@flow\b", re.MULTILINE)
 _METADATA = re.compile(r"^# /// script\n((?:#(?: .*)?\n)+?)# ///$", re.MULTILINE)
+_WATCHED = re.compile(r"""\bfiles\("([^/"*?\[][^"*?\[]*)/""")
 _NAMED = re.compile(r"`([\w-]+\.\w+)`")
 
 
@@ -26,7 +28,8 @@ _NAMED = re.compile(r"`([\w-]+\.\w+)`")
 class Example:
     """One example; `folder` is "" for those that lie directly in `handlers/examples`.
 
-    `beside` is what runs elsewhere and is not turnout's, `needs` the packages beside turnout.
+    `beside` is what runs elsewhere and is not turnout's, `needs` the packages beside turnout,
+    `watched` the folders whose files start it.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Example:
     file: Traversable
     beside: tuple[Traversable, ...]
     needs: tuple[str, ...]
+    watched: tuple[str, ...]
     test: Traversable
 
 
@@ -71,6 +75,7 @@ def _example(
         file=file,
         beside=tuple(each for each in named if each.is_file() and each.name != file.name),
         needs=tuple(needed(text)),
+        watched=tuple(_WATCHED.findall(text)),
         test=tests.joinpath(f"test_{file.name}"),
     )
 

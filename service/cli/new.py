@@ -143,7 +143,7 @@ def _write(folder: Path, target: Path, parts: list[str]) -> None:
 
 
 def _copy(chosen: Iterable[Example], folder: Path) -> None:
-    """Copy examples with their tests, and write down which packages they need."""
+    """Copy examples with their tests and folders, and write down which packages they need."""
     needs = sorted({need for example in chosen for need in example.needs})
     for example in chosen:
         for file in (example.file, example.test):
@@ -152,5 +152,8 @@ def _copy(chosen: Iterable[Example], folder: Path) -> None:
             place = folder if file.name.startswith("_") else folder / _ELSEWHERE
             place.mkdir(exist_ok=True)
             (place / file.name).write_text(file.read_text("utf-8"), "utf-8")
+        for watched in example.watched:
+            (folder / watched).mkdir(parents=True, exist_ok=True)
+            (folder / watched / ".gitkeep").touch()  # git has no empty folders
     if needs:
         (folder / _NEEDS).write_text("\n".join(needs) + "\n", "utf-8")

@@ -20,7 +20,8 @@ from tests.support.program import environment
 from turnout.service.cli import cli, new
 from turnout.service.cli.examples import Example, examples
 from turnout.service.domain.errors import SetupError
-from turnout.service.project.check import check
+from turnout.service.project.check import Findings, check
+from turnout.triggers.files import FilesTrigger
 
 TEMPLATES = Path(new.__file__).parents[2] / "handlers" / "templates"
 EXAMPLES = examples()
@@ -100,9 +101,17 @@ def test_a_project_with_an_example_has_what_belongs_to_it(
         assert "\n  python -m pip install --requirement requirements.txt\n" in done.output
     if missing(example):
         return
-    found = check([folder])
+    monkeypatch.chdir(folder)
+    is_good(check([folder]))
+
+
+def is_good(found: Findings) -> None:
+    """No problem was found in a project, in its own folder; those that it watches are there."""
     assert found.problems == ()
     assert len(found.flows) > 2
+    triggers = [trigger for flow in found.flows for trigger in flow.triggers]
+    watched = [each.pattern.root for each in triggers if isinstance(each, FilesTrigger)]
+    assert [each for each in watched if not Path(each).is_dir()] == []
 
 
 @pytest.mark.slow
@@ -160,7 +169,8 @@ def test_an_example_passes_its_tests_where_its_packages_are(
     assert typed(tmp_path, monkeypatch, "orders", "--example", name).exit_code == 0
     monkeypatch.syspath_prepend(library)
     sys.path.append(sys.path.pop(0))
-    assert check([tmp_path / "orders"]).problems == ()
+    monkeypatch.chdir(tmp_path / "orders")
+    is_good(check([tmp_path / "orders"]))
     passes_its_tests(tmp_path / "orders", behind=str(library))
 
 
