@@ -479,7 +479,6 @@ def code_blocks_the_loop(folder: Path) -> Pager:
             blocked.fires()
         blocked.end()
         blocked.resolves()
-        it.send("blocks", {"seconds": 2.5})  # the log says nothing of most shorter blocks
         it.program.said("loop.blocked", 10)
         it.checked("TurnoutAnswersLateFast", "TurnoutAnswersLateSlowly")  # answers wait too
         return it.pager

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 
 RULES = CHECKOUT / "deploy" / "turnout.rules.yml"
 RUNBOOK = CHECKOUT / "deploy" / "README.md"
+ANSWERS = 'turnout_answer_seconds_{}{{trigger="webhook:/orders"{}}}'
+WAITS = 'turnout_run_wait_seconds_{}{{flow="bill",cause="slot"{}}}'
 
 
 class Case(NamedTuple):
@@ -44,22 +46,22 @@ def refused(fast: int) -> dict[str, str]:
 def answered_late(share: int) -> dict[str, str]:
     """Return accepted requests of which `share` of 100 a minute are answered late for a while."""
     minutes = 40 if share > 1 else 90
-    named = 'turnout_answer_seconds_{}{{trigger="webhook:/orders"{}}}'
     after = (100 - share) * minutes
     return {
-        named.format("count", ""): "0+100x200",
-        named.format("bucket", ',le="0.25"'): (f"0+{100 - share}x{minutes} {after + 100}+100x110"),
+        ANSWERS.format("count", ""): "0+100x200",
+        ANSWERS.format("bucket", ',le="0.25"'): (
+            f"0+{100 - share}x{minutes} {after + 100}+100x110"
+        ),
     }
 
 
 def started_late(share: int) -> dict[str, str]:
     """Return runs of which `share` of 100 a minute start late for a while."""
     minutes = 40 if share > 10 else 90
-    named = 'turnout_run_wait_seconds_{}{{flow="bill",cause="slot"{}}}'
     after = 100 * minutes - share * minutes
     return {
-        named.format("count", ""): "0+100x200",
-        named.format("bucket", ',le="5.0"'): (f"0+{100 - share}x{minutes} {after + 100}+100x110"),
+        WAITS.format("count", ""): "0+100x200",
+        WAITS.format("bucket", ',le="5.0"'): (f"0+{100 - share}x{minutes} {after + 100}+100x110"),
     }
 
 
@@ -166,12 +168,33 @@ SECOND_CAUSES = [
     )),
 ]  # fmt: skip
 
+AT_NIGHT = "0x25 1x10 9x60"
+FEW = {
+    "Refuses": {
+        'turnout_events_total{trigger="t",result="accepted"}': AT_NIGHT,
+        'turnout_events_total{trigger="t",result="refused"}': AT_NIGHT,
+    },
+    "AnswersLate": {
+        ANSWERS.format("count", ""): "0x25 2x10 18x60",
+        ANSWERS.format("bucket", ',le="0.25"'): AT_NIGHT,
+    },
+    "StartsLate": {
+        WAITS.format("count", ""): "0x25 2x10 18x60",
+        WAITS.format("bucket", ',le="5.0"'): AT_NIGHT,
+    },
+}
 A_STOP = "stale _x1"
 SILENT = [
     # What was there before a stop, or a scrape that failed, is not new a quarter of an hour later.
     ("TurnoutDeadLetters", {DEAD: f"3x40 {A_STOP} 3x60"}),
     ("TurnoutTicksMissed", {MISSED: f"3x40 {A_STOP} 3x60", STARTED: f"0x40 {A_STOP} 0x60"}),
     ("TurnoutFilterErrors", {FILTERS: f"3x40 {A_STOP} 3x60", STARTED: f"0x40 {A_STOP} 0x60"}),
+    # One of two, or nine of eighteen, is no pace.
+    *(
+        (f"Turnout{what}{pace}", series)
+        for what, series in FEW.items()
+        for pace in ("Fast", "Slowly")
+    ),
     # A breaker that is tried and closes.
     ("TurnoutBreakerOpen", {BREAKER: "0x50 2x5 1x2 0x60"}),
 ]
