@@ -519,6 +519,24 @@ def the_disk_is_nearly_full(folder: Path) -> Pager:
         return it.pager
 
 
+def backups_fail(folder: Path) -> Pager:
+    with small_disk(folder.with_name("backups"), 64) as disk, scene(folder, ORDERS) as it:
+        ballast = disk / "ballast"
+        with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16)) or file.write(bytes(512))
+        failed = it.episode("TurnoutBackupOld", "no space for backups")
+        done = turnout("backup", "--to", disk, "--data", it.program.data, env=it.program.env)
+        assert done.returncode != 0
+        failed.fires(90)  # an hour is a minute here
+        ballast.unlink()
+        it.steer("backup", "--to", str(disk))
+        failed.end()
+        failed.resolves()
+        it.checked()
+        return it.pager
+
+
 def the_clock_is_set_back(folder: Path) -> Pager:
     folder.mkdir()
     clock = InjectedClock(folder)
@@ -577,6 +595,7 @@ SCENES: list[Callable[[Path], Pager]] = [
     code_blocks_the_loop,
     the_disk_fills,
     the_disk_is_nearly_full,
+    backups_fail,
     the_clock_is_set_back,
     all_is_well,
 ]
