@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     grace: Duration = Field(
         timedelta(seconds=30), description="How long runs may take to end on stop."
     )
+    idle_exit: Duration | None = Field(
+        None,
+        ge=timedelta(seconds=1),
+        description="Exit when nothing came and nothing was due for so long; a socket unit starts "
+        "the service again.",
+    )
     blocked_loop: Duration = Field(
         timedelta(seconds=30),
         ge=timedelta(milliseconds=100),

@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.errors import JournalError
-from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import DueCount
-from turnout.service.operate.upcoming import next_ticks
 from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Metrics
 
-_SOON = timedelta(minutes=1)
-"""The idle time: what is due so soon wants a process now, also if nothing else does."""
+from .wanted import Wanted
 
 _USED_AGAIN_SECONDS = 2.0
 _SHARE = 20  # of the time, at most one part in so many goes into counting
@@ -37,14 +34,14 @@ class DueMetrics:
         metrics: Metrics,
         *,
         project: Callable[[], Project],
-        emitters: Callable[[], Mapping[str, TriggerEmitter]],
+        wanted: Wanted,
         now: Callable[[], datetime],
     ) -> None:
         self._journal = journal
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._project = project
-        self._emitters = emitters
+        self._wanted = wanted
         self._now = now
         self._lock = asyncio.Lock()
         self._next_at = float("-inf")
@@ -62,7 +59,7 @@ class DueMetrics:
             with suppress(JournalError):
                 now = self._now()
                 counts = {each.flow: each for each in await self._journal.due_counts(now)}
-                wanted = await self._wanted(counts, now)
+                wanted = await self._wanted.count(counts)
                 self._show(counts, now)
                 self._metrics.wanted.set(wanted)
                 ended = loop.time()
@@ -82,24 +79,6 @@ class DueMetrics:
             seconds = (now - count.oldest).total_seconds() if is_due and count.oldest else 0
             metrics.oldest_due_seconds.labels(flow).set(max(seconds, 0))
         self._show_limits(counts)
-
-    async def _wanted(self, counts: Mapping[str, DueCount], now: datetime) -> int:
-        """Return what a process is wanted for: runs, and what starts some within the idle time.
-
-        A window counts as one, and so does a timer that ticks; not for flows that may not start.
-        """
-        until = now + _SOON
-        soon = await self._journal.due_between(now, until)
-        windows = await self._journal.due_windows(until)
-        ticks = await next_ticks(self._project(), self._emitters(), now)
-        may_start = self._dispatcher.may_start
-        return (
-            len(self._dispatcher.running)
-            + sum(count.due for flow, count in counts.items() if may_start(flow))
-            + sum(number for flow, number in soon.items() if may_start(flow))
-            + sum(number for flow, number in windows.items() if may_start(flow))
-            + sum(tick.at <= until and any(map(may_start, tick.flows)) for tick in ticks)
-        )
 
     def _show_limits(self, counts: Mapping[str, DueCount]) -> None:
         """Show the limits that flows share by a name."""

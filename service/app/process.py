@@ -58,6 +58,7 @@ from turnout.service.telemetry.metrics import Metrics
 
 from .run_spans import RunSpans
 from .scrape import Scrape
+from .wanted import DEFAULT_SOON, Wanted
 
 log = get_logger("turnout")
 
@@ -208,13 +209,22 @@ class Process:
             stopped=self._trigger_stopped,
             closed=self.windows.begin,
         )
+        self.wanted = Wanted(
+            journal,
+            self.dispatcher,
+            project=lambda: self.project,
+            emitters=lambda: self.emitters,
+            now=now,
+            soon=settings.idle_exit or DEFAULT_SOON,
+            other_instants=self._other_instants,
+        )
         self.scrape = Scrape(
             journal,
             self.dispatcher,
             self.pools,
             metrics,
             project=lambda: self.project,
-            emitters=lambda: self.emitters,
+            wanted=self.wanted,
             statuses=lambda: [each.status for each in (self.api, *self.emitters.values())],
             now=now,
         )
@@ -403,6 +413,10 @@ class Process:
             return paused(run.flow, pause)
         return waiting
 
+    def _other_instants(self) -> list[datetime]:
+        instants = (self.alerts.next_due_at, self.pauses.next_end)
+        return [each for each in instants if each is not None]
+
     def problems(self) -> list[str]:
         """Return why the service is not ready; empty if it is."""
         found = [STOPPING] if self.stopping else []
@@ -441,15 +455,24 @@ class Process:
         self.alerts.clock_set()
 
     async def stop(self) -> int:
-        """Drain, queue the rest again, stop intake; returns the number of stuck threads' runs.
+        """Drain, then close; returns the number of stuck threads' runs."""
+        stuck = await self.drain()
+        await self.close()
+        return stuck
 
-        Events that come meanwhile are queued for the next process, so that senders do not wait for
-        the last run, which may take all of `grace`.
+    async def drain(self) -> int:
+        """Let runs end and queue the rest again; returns the number of stuck threads' runs.
+
+        Events that come meanwhile, and until `close`, are queued for the next process, so that
+        senders do not wait for the last run, which may take all of `grace`.
         """
         self.stopping = True
         self.windows.close()
         self.absence.close()
-        stuck = await self.dispatcher.stop(self.settings.grace)
+        return await self.dispatcher.stop(self.settings.grace)
+
+    async def close(self) -> None:
+        """Stop intake and everything else."""
         await self.alerts.stop()
         await self.supervisor.stop()
         for emitter in self.emitters.values():
@@ -461,7 +484,6 @@ class Process:
         self.pools.close()
         if self._run_spans is not None:
             self._run_spans.stop()
-        return stuck
 
 
 def resources_of(project: Project) -> list[Resource[Any]]:

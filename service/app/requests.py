@@ -25,12 +25,20 @@ class Requests:
     _any: asyncio.Event = field(default_factory=asyncio.Event)
     _scope: anyio.CancelScope | None = None
     _stop: bool = False
+    is_signalled: bool = False
+    """Whether a signal has requested the stop."""
+
     _changed: list[str] = field(default_factory=list)
 
     def stop(self, number: int) -> None:
-        """Request a stop; the second request ends the process at once."""
-        if self._stop:
+        """Request a stop by a signal; the second one ends the process at once."""
+        if self.is_signalled:
             os._exit(128 + number)
+        self.is_signalled = True
+        self.stop_idle()
+
+    def stop_idle(self) -> None:
+        """Request a stop because nothing is to do."""
         self._stop = True
         self._any.set()
         if self._scope is not None:

@@ -13,7 +13,6 @@ from datetime import datetime
 from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.breaker import BreakerState
 from turnout.service.domain.errors import JournalError
-from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.intake.status import Status
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import BackupStatus
@@ -22,6 +21,7 @@ from turnout.service.project import Project
 from turnout.service.telemetry.metrics import Backup, Counts, Metrics
 
 from .due_metrics import DueMetrics
+from .wanted import Wanted
 
 _BREAKER_STATES = (BreakerState.CLOSED, BreakerState.PROBING, BreakerState.OPEN)
 
@@ -37,7 +37,7 @@ class Scrape:
         metrics: Metrics,
         *,
         project: Callable[[], Project],
-        emitters: Callable[[], Mapping[str, TriggerEmitter]],
+        wanted: Wanted,
         statuses: Callable[[], Iterable[Status]],
         now: Callable[[], datetime],
     ) -> None:
@@ -47,7 +47,7 @@ class Scrape:
         self._metrics = metrics
         self._statuses = statuses
         self._due = DueMetrics(
-            journal, dispatcher, metrics, project=project, emitters=emitters, now=now
+            journal, dispatcher, metrics, project=project, wanted=wanted, now=now
         )
         self._now = now
         self._backup: BackupStatus | None = None

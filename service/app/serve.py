@@ -23,7 +23,8 @@ from turnout.service.domain.units import format_duration
 from turnout.service.governance.links import Links, load_or_make_key
 from turnout.service.governance.tokens import load_or_make_token
 from turnout.service.http.ingest import Ingest, address_of, check_exposure
-from turnout.service.http.server.server import Server, listen
+from turnout.service.http.server.listening import inherit, listen
+from turnout.service.http.server.server import Server
 from turnout.service.journal.contract import Lifecycle, Retention
 from turnout.service.journal.open import OpenJournal, open_journal
 from turnout.service.operate.maintenance import Maintenance
@@ -33,9 +34,10 @@ from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 from .blocked_loop import watch_loop
+from .idle import check_idle_exit, stop_when_idle
 from .process import Process
 from .reload import reload_files, warn_of
-from .requests import on_signals, reload_on_change
+from .requests import Requests, on_signals, reload_on_change
 from .run_spans import RunSpans, open_tracing
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
@@ -55,8 +57,14 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     0 after a clean stop, 74 when the journal's disk failed for good. Raises `SetupError` when
     starting would be unsafe.
     """
+    inherited = inherit()
+    if inherited is not None:
+        host, port = inherited.getsockname()[:2]
+        settings = settings.model_copy(update={"host": host, "port": port})
     project = load(flow_paths)
     warn_of(project)
+    if settings.idle_exit is not None:
+        check_idle_exit(project, inherited=inherited is not None)
     check_exposure(project.triggers.values(), settings.host)
     tracing = open_tracing(os.environ)
     metrics = Metrics()
@@ -69,7 +77,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
             min_free_bytes=settings.min_free_bytes,
         )
         stack.push_async_callback(journal.close)
-        sock = listen(settings)
+        sock = listen(settings) if inherited is None else inherited
         stack.callback(sock.close)
         clock = await _start_clock(journal)
         try:
@@ -138,6 +146,7 @@ async def _live(
     load_or_make_token(settings)
     process.links = Links(load_or_make_key(settings.data), settings.public_url or url)
     journal.write_url(url)  # last: a client that finds the address also finds the token
+    journal.write_next_wake(None)
     await process.start_triggers()
     maintenance = Maintenance(
         journal,
@@ -149,6 +158,7 @@ async def _live(
     )
     background.append(tasks.create_task(maintenance.run()))
     tune_garbage_collector()
+    background.append(tasks.create_task(stop_when_idle(process, server, requests)))
     if reload:
         background.append(tasks.create_task(reload_on_change(requests, flow_paths)))
     log.info(
@@ -163,9 +173,7 @@ async def _live(
         with requests.cancelling():
             await reload_files(process, ingest, flow_paths, requests.changes())
     log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
-    stuck = await process.stop()
-    server.stop()
-    await serving
+    stuck = await _stop(process, journal, server, serving, requests, url)
     _cancel(background)
     await _end_if_lost(journal)
     if stuck:
@@ -175,6 +183,34 @@ async def _live(
         sys.stderr.flush()
         os._exit(EXIT_CUT_OFF)
     log.info("service.stopped")
+
+
+async def _stop(
+    process: Process,
+    journal: OpenJournal,
+    server: Server,
+    serving: asyncio.Task[None],
+    requests: Requests,
+    url: str,
+) -> int:
+    """Stop runs, HTTP and triggers; returns the number of runs stuck in threads.
+
+    Whoever has connected before HTTP stops is answered, and their events are taken.
+    """
+    if requests.is_signalled:
+        server.close_connections()
+    else:  # idle: what has connected just now may still run
+        server.stop()
+        await serving
+    stuck = await process.drain()
+    server.stop()
+    await serving
+    await process.close()
+    if not requests.is_signalled:
+        wake = await process.wanted.next_wake(url)
+        await asyncio.to_thread(journal.write_next_wake, wake)
+        log.info("service.idle", next=None if wake.at is None else wake.at.isoformat())
+    return stuck
 
 
 def _log_addresses(process: Process) -> None:

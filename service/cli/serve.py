@@ -17,10 +17,15 @@ from .options import config_option, data_option, flow_paths
 @click.option("--port", type=int, metavar="PORT", help="Port; 0 picks one.  [default: 8080]")
 @data_option
 @config_option
+@click.option(
+    "--idle-exit",
+    metavar="TIME",
+    help="Exit after so long without work, such as 60s; under a socket unit only.",
+)
 @click.option("--reload", is_flag=True, help="Reload flow files when they change.")
 def serve(
     paths: tuple[Path, ...], host: str | None, port: int | None, data: Path | None,
-    config: Path | None, reload: bool,
+    config: Path | None, idle_exit: str | None, reload: bool,
 ) -> None:  # fmt: skip
     """Accept events and run flows, until SIGTERM.
 
@@ -37,7 +42,7 @@ def serve(
 
     from .foreground import prepare_process, run_on_uvloop
 
-    settings = load(config, data=data, host=host, port=port)
+    settings = load(config, data=data, host=host, port=port, idle_exit=idle_exit)
     prepare_process(settings)
     from turnout.service.app import serve
 

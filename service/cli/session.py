@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from turnout.service.client import Client, Unavailable, connect
 from turnout.service.domain.errors import NotFound, SetupError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _STARTING_TRIES = 30
 _STARTING_PAUSE_SECONDS = 0.1
+_WAKING_TRIES = 300
 _WAITS_AT_ONCE = 100
 
 
@@ -155,9 +157,10 @@ async def open_session(
 ) -> AsyncIterator[Session]:
     """Open a session for a data folder; raises `Unavailable` or `SetupError`.
 
-    `project` loads the flow files where no service has them loaded.
+    `project` loads the flow files where no service has them loaded. A service that has gone idle is
+    started again.
     """
-    if not needs_service and await service_url(settings) is None:
+    if await service_url(settings) is None and not await _wake(settings) and not needs_service:
         loaded = None if project is None else project()
         async with _open_operator(settings, loaded) as operator:
             yield JournalSession(operator, settings)
@@ -195,6 +198,31 @@ async def _open_operator(settings: Settings, project: Project | None) -> AsyncIt
         )
     finally:
         await journal.close()
+
+
+async def _wake(settings: Settings) -> bool:
+    """Have a service that has gone idle started again, by connecting; False if that is not so."""
+    from turnout.service.journal.wake import read_next_wake
+
+    idle = await asyncio.to_thread(read_next_wake, settings.data)
+    if idle is None:
+        return False
+    address = urlsplit(idle.url)
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+    except OSError:  # nobody listens for it any more
+        return False
+    try:
+        for _ in range(_WAKING_TRIES):
+            if await service_url(settings) is not None:
+                return True
+            await asyncio.sleep(_STARTING_PAUSE_SECONDS)
+    finally:
+        writer.close()
+    raise Unavailable(
+        f"the service of {settings.data} has gone idle and was not started by a connection to "
+        f"{idle.url}; see `systemctl status turnout.socket`"
+    )
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,31 @@ if TYPE_CHECKING:
 
 
 @click.command("next")
+@click.option(
+    "--wake",
+    is_flag=True,
+    help="Print only when an idle service must be started again, as systemd takes it.",
+)
 @limit_option
 @utc_option
 @with_json
 @with_settings
-def next_(settings: Settings, limit: int, as_json: bool) -> None:
+def next_(settings: Settings, limit: int, as_json: bool, wake: bool) -> None:
     """List what fires or is due next: timers, and runs that wait for an instant.
 
-    Reads the journal; only a running service knows its timers.
+    Reads the journal; a running service tells its timers, and so does one that has gone idle
+    (--idle-exit). With --wake nothing is printed if nothing is due, or no service has gone idle.
 
     \b
     turnout next
     turnout next --limit 5 --utc
-    """
+    systemd-run --on-calendar="$(turnout next --wake)" systemctl start turnout
+    """  # fmt: skip
     from turnout.service.domain.clock import wall_clock
 
+    if wake:
+        _print_wake(settings, as_json)
+        return
     rows = run_async(_upcoming(settings, limit), prints=True)
     if as_json:
         for row in rows:
@@ -59,6 +70,7 @@ def next_(settings: Settings, limit: int, as_json: bool) -> None:
 
 
 async def _upcoming(settings: Settings, limit: int) -> list[dict[str, Any]]:
+    from turnout.service.journal.wake import read_next_wake
     from turnout.service.operate.upcoming import upcoming
 
     from .session import open_journal_reader, open_service, service_url
@@ -67,9 +79,24 @@ async def _upcoming(settings: Settings, limit: int) -> list[dict[str, Any]]:
         async with open_service(settings) as client:
             found = await client.call("GET", "/api/next", params={"limit": str(min(limit, 1000))})
             return list(found["items"])
-    complain("no service is running, so no timer ticks: these are the runs of the journal")
+    idle = await asyncio.to_thread(read_next_wake, settings.data)
+    if idle is None:
+        complain("no service is running, so no timer ticks: these are the runs of the journal")
     async with open_journal_reader(settings) as reader:
-        return await upcoming(reader, (), limit=limit)
+        return await upcoming(reader, () if idle is None else idle.ticks, limit=limit)
+
+
+def _print_wake(settings: Settings, as_json: bool) -> None:
+    """Print when a service that has gone idle must be there again, to the second."""
+    from turnout.service.journal.wake import read_next_wake
+    from turnout.service.operate.documents import instant
+
+    idle = read_next_wake(settings.data)
+    at = None if idle is None else idle.at
+    if as_json:
+        print_json({"wake_at": instant(at)})
+    elif at is not None:
+        say(at.strftime("%Y-%m-%d %H:%M:%S UTC"))
 
 
 def _until(at: str, now: datetime) -> str:

@@ -57,6 +57,12 @@ class Pauses:
         """The pause under which no flow starts a run."""
         return self._pauses.get(EVERYTHING)
 
+    @property
+    def next_end(self) -> datetime | None:
+        """When the next pause ends by itself; None if none does."""
+        ends = (pause.until for pause in self._pauses.values())
+        return min((each for each in ends if each is not None), default=None)
+
     def of_flow(self, flow: str) -> StoredPause | None:
         """Return the pause for which a flow starts no run: its own, or that of everything."""
         return self._pauses.get(f"flow:{flow}") or self.of_everything

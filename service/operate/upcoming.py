@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,20 +10,11 @@ from turnout.service.domain.run import RunState
 from turnout.service.domain.trigger import parts_of
 from turnout.service.intake.emitter import TriggerEmitter
 from turnout.service.journal.contract import Reads
-from turnout.service.journal.records import OpenApproval
+from turnout.service.journal.records import OpenApproval, Tick
 from turnout.service.project import Project
 
 from .documents import instant
 from .waits import waits_of
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """The next tick of a timer, and the flows that it starts."""
-
-    trigger: str
-    at: datetime
-    flows: tuple[str, ...]
 
 
 async def next_ticks(

@@ -15,7 +15,8 @@ from turnout.service.http import exchange
 from turnout.service.http.exchange import App
 from turnout.service.http.ingest import Ingest
 from turnout.service.http.server import connection
-from turnout.service.http.server.server import Server, listen
+from turnout.service.http.server.listening import listen
+from turnout.service.http.server.server import Server
 from turnout.service.settings import Settings, load
 from turnout.service.telemetry.metrics import Metrics
 from turnout.triggers.webhook import webhook

@@ -16,7 +16,8 @@ from turnout.service.http import exchange
 from turnout.service.http.clients import Proxies, client_network
 from turnout.service.http.exchange import App, Receive, Scope, Send
 from turnout.service.http.ingest import Ingest
-from turnout.service.http.server.server import Server, listen, serve
+from turnout.service.http.server.listening import listen
+from turnout.service.http.server.server import Server, serve
 from turnout.service.telemetry.metrics import Metrics
 
 from .peers import PATIENCE_SECONDS, SETTINGS, Hook, Site, hook, post, serving

@@ -8,7 +8,8 @@ import pytest
 
 from turnout.service.http.exchange import Receive, Scope, Send
 from turnout.service.http.server import connection
-from turnout.service.http.server.server import Server, listen
+from turnout.service.http.server.listening import listen
+from turnout.service.http.server.server import Server
 
 from .peers import CHUNKED, PATIENCE_SECONDS, SETTINGS, Hook, hasty, hook, post, serving
 

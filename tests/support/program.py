@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +131,8 @@ class Program:
     sabotage: str = ""
     prefix: Sequence[str] = ()
     spawned: bool = False
+    listener: socket.socket | None = None
+    """The socket to hand over at each start, as a socket unit of systemd does."""
 
     _child: subprocess.Popen[bytes] | warm.Forked | None = None
     _started: float = 0.0
@@ -142,7 +145,7 @@ class Program:
         env = environment(self.env)
         with self.log.open("ab") as out:
             self._started = time.monotonic()
-            if self.spawned or self.prefix or not warm.is_plain(env):
+            if self.spawned or self.prefix or self.listener is not None or not warm.is_plain(env):
                 self._child = self._spawn(words, env, out)
             else:
                 end = out.fileno()
@@ -153,9 +156,15 @@ class Program:
         self, words: Sequence[str], env: Mapping[str, str], out: IO[bytes]
     ) -> subprocess.Popen[bytes]:
         code = ["-c", self.sabotage + _LAUNCH] if self.sabotage else ["-m", warm.MODULE]
+        prefix, handed = list(self.prefix), []
+        if self.listener is not None:
+            handed = [self.listener.fileno()]
+            given = f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&{handed[0]}'
+            prefix = ["bash", "-c", given, "bash", *prefix]
         return subprocess.Popen(
-            [*self.prefix, sys.executable, *code, *words],
+            [*prefix, sys.executable, *code, *words],
             env=env,
+            pass_fds=handed,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

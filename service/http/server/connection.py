@@ -47,6 +47,12 @@ IDLE_SECONDS = 5
 WRITE_SECONDS = 30.0
 """How long a peer may leave an answer unread once its window is full."""
 
+LAST_REQUEST_SECONDS = 0.25
+"""How long a connection without a request is still read once the server stops.
+
+A peer may have sent its next request before it could see the connection close.
+"""
+
 LINGER_SECONDS = 1.0
 """How long a refused connection is still read, so that the refusal arrives before the reset."""
 
@@ -71,6 +77,10 @@ class State:
         self.peers = peers
         self.tasks: dict[Cycle, asyncio.Task[None]] = {}
         self.default_headers: list[tuple[bytes, bytes]] = []
+        self.closing = False
+        """Whether each answer is the last of its connection."""
+        self.draining = False
+        """Whether connections without a request are closed."""
 
 
 class Connection(asyncio.Protocol):
@@ -114,6 +124,8 @@ class Connection(asyncio.Protocol):
         if admission == "busy":
             self._app = _only_health(self._app)
         self._watch()
+        if self._state.draining:
+            self.shutdown()
 
     @property
     def _address(self) -> str:
@@ -170,11 +182,16 @@ class Connection(asyncio.Protocol):
             self._write_deadline = None
 
     def shutdown(self) -> None:
-        """Close after the pending answer."""
+        """Close after the pending answer, or that to a request which is on its way now."""
         if self._cycle is None or self._cycle.is_complete:
-            self.transport.close()
+            self._loop.call_later(LAST_REQUEST_SECONDS, self._close_if_quiet)
         else:
             self._cycle.keep_alive = False
+
+    def _close_if_quiet(self) -> None:
+        """Close, unless a request has come, whose answer is the last."""
+        if not self._has_spoken or (self.is_quiet and self._idle_since is not None):
+            self.transport.close()
 
     def abandon(self) -> None:
         """Drop the connection at once; its request ends without a log line."""
@@ -245,7 +262,7 @@ class Connection(asyncio.Protocol):
             flow=self.flow,
             default_headers=self._state.default_headers,
             wants_continue=head.expects_continue,
-            keep_alive=head.keep_alive,
+            keep_alive=head.keep_alive and not self._state.closing,
             on_response=self._answered,
         )
         self._state.tasks[self._cycle] = self._loop.create_task(self._respond(self._cycle))

@@ -10,6 +10,8 @@ the health pages.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Iterable
 from typing import Literal, Protocol
 
@@ -36,12 +38,16 @@ class Peer(Protocol):
 
 
 class Peers:
-    """The connections of one server; `emptied` is set when the last one is gone."""
+    """The connections of one server; `emptied` is set when the last one is gone.
+
+    `empty_since` is the loop's time since when there is none, infinity while there is one.
+    """
 
     def __init__(self, most: int, proxies: Proxies) -> None:
         self.most = most
         self.share = max(1, min(MAX_CONNECTIONS_OF_A_CLIENT, most * 3 // 4))
         self.emptied = asyncio.Event()
+        self.empty_since = time.monotonic()
         self._proxies = proxies
         self._of: dict[str, dict[Peer, None]] = {}
         self._count = 0
@@ -58,6 +64,7 @@ class Peers:
         own = self._of.setdefault(client_network(address), {})
         own[peer] = None
         self._count += 1
+        self.empty_since = math.inf
         share = self.most if self._proxies.trusts(address) else self.share
         if len(own) <= share and self._count <= self.most:
             return "served"
@@ -78,6 +85,7 @@ class Peers:
         if not own:
             del self._of[client]
         if not self._count:
+            self.empty_since = time.monotonic()
             self.emptied.set()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import resource
 import socket
 import ssl
@@ -27,47 +26,11 @@ from turnout.service.settings import Settings
 
 from . import connection
 from .connection import Connection, State
+from .listening import BACKLOG
 from .peers import MAX_CONNECTIONS, Peers
 
-BACKLOG = 2048
 DRAIN_SECONDS = 5.0
 """How long requests in flight may take once the server is asked to stop."""
-
-
-def listen(settings: Settings) -> socket.socket:
-    """Return a socket listening where the settings say; raises `SetupError` with the fix.
-
-    Peers may connect from now on; they are answered once `Server.run` starts.
-    """
-    host, port = settings.host, settings.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise SetupError(
-            f"cannot listen on {host!r}: {error}; choose an address with --host"
-        ) from None
-    family, _, _, _, address = min(found, key=lambda one: one[0])  # IPv4 before IPv6
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise SetupError(_cannot_bind(error, host, port)) from None
-    sock.setblocking(False)
-    return sock
-
-
-def _cannot_bind(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {port} on {host} is taken by another program; "
-            "stop it, or choose another port with --port (0 picks a free one)"
-        )
-    if error.errno == errno.EACCES:
-        return f"port {port} needs privileges; choose one above 1023 with --port"
-    return f"cannot listen on {host}:{port}: {error.strerror}; choose an address with --host"
 
 
 class Server:
@@ -92,6 +55,13 @@ class Server:
         self._state = State(self.peers)
         self._stopping = asyncio.Event()
 
+    def close_connections(self) -> None:
+        """Make each answer the last of its connection, while connections are still accepted.
+
+        So that a peer finds its next request on a connection that nobody is about to close.
+        """
+        self._state.closing = True
+
     def stop(self) -> None:
         """Ask `run` to accept nothing new, finish what is in flight, and return."""
         self._stopping.set()
@@ -112,6 +82,7 @@ class Server:
             self._started()
             await self._tick()
             listener.close()
+            self._state.draining = self._state.closing = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._drain_seconds):
                     await self._drain()

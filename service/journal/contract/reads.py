@@ -70,6 +70,9 @@ class RunReads(Protocol):
     async def due_between(self, after: datetime, until: datetime) -> dict[str, int]:
         """Return, by flow, how many runs become due after one instant and until another."""
 
+    async def is_polling(self) -> bool:
+        """Whether any run polls, also while it waits for the next look."""
+
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""
 

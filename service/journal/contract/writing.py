@@ -6,6 +6,8 @@ import asyncio
 from datetime import datetime
 from typing import Protocol
 
+from turnout.service.journal.records import NextWake
+
 
 class Writable(Protocol):
     """Whether writes work."""
@@ -38,6 +40,9 @@ class Lifecycle(Writable, Protocol):
 
     def write_url(self, url: str) -> None:
         """Publish the address of this process, for the command line."""
+
+    def write_next_wake(self, wake: NextWake | None) -> None:
+        """Keep for the command line what comes next once this process has gone; None: it serves."""
 
     async def close(self) -> None:
         """Finish queued writes and release everything; may be called twice."""

@@ -60,6 +60,7 @@ from .steps import (
     approval_topic,
     run_topic,
 )
+from .wake import NextWake, Tick
 from .windows import (
     ClosedWindows,
     FiredRun,
@@ -120,6 +121,7 @@ __all__ = [
     "NewMember",
     "NewMessage",
     "NewRun",
+    "NextWake",
     "OpenApproval",
     "OpenStep",
     "Opening",
@@ -147,6 +149,7 @@ __all__ = [
     "Success",
     "Taken",
     "Taking",
+    "Tick",
     "Told",
     "UsedLink",
     "Wait",

@@ -31,6 +31,7 @@ from turnout.service.journal.records import (
     ClaimedRun,
     Entry,
     NewRun,
+    NextWake,
     Opening,
     Spent,
     StepRecord,
@@ -59,6 +60,7 @@ from .events import AppendJob, pack_details
 from .files import FILE_NAME, WatchedFiles, journal_folder, last_change
 from .giving_back import GivingBack
 from .lock import FolderLock
+from .next_wake import write_next_wake
 from .operating import Operating
 from .outcomes import OutcomeJob
 from .pruning import Pruning, RunTotals
@@ -219,6 +221,10 @@ class SqliteJournal(
     def write_url(self, url: str) -> None:
         """Write the address of this process to the lock file, for the CLI."""
         self._lock.write_url(url)
+
+    def write_next_wake(self, wake: NextWake | None) -> None:
+        """Keep for the command line what comes next once this process has gone; None: it serves."""
+        write_next_wake(self._lock.data, wake)
 
     def backup_status(self) -> BackupStatus | None:
         """Return how the backups of this journal go, None if none was made; not on the loop."""

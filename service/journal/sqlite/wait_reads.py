@@ -54,6 +54,11 @@ class WaitReading(Reading):
         """Return, by flow, how many runs become due after one instant and until another."""
         return await self.read(lambda connection: lines.due_between(connection, after, until))
 
+    async def is_polling(self) -> bool:
+        """Whether any run polls, also while it waits for the next look."""
+        query = _SQL["is_polling"]
+        return await self.read(lambda connection: connection.execute(query).get is not None)
+
     async def open_steps(self, run_seqs: Sequence[int]) -> list[OpenStep]:
         """Return the steps at which these runs wait, up to a bound for all of them."""
         asked = (dump_list(run_seqs), _MOST_OPEN_STEPS)

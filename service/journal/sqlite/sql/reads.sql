@@ -83,6 +83,13 @@ GROUP BY flow;
 SELECT flow, count(*) FROM runs INDEXED BY runs_by_state
 WHERE state = 'scheduled' OR state = 'retrying' GROUP BY flow;
 
+-- name: is_polling
+-- Whether a waiting run polls.
+SELECT 1 FROM runs AS r INDEXED BY runs_due JOIN steps AS s ON s.run_seq = r.seq
+WHERE r.state = 'waiting' AND s.state = 'waiting' AND s.finished_at IS NULL
+    AND s.result ->> '$.poll' IS NOT NULL
+LIMIT 1;
+
 -- name: open_steps
 -- The steps at which runs (?1, a JSON array) wait, at most so many (?2).
 SELECT json_group_array(json_array(run_seq, key, task, state, origin, CAST(result AS TEXT)))
