@@ -112,6 +112,7 @@ class Process:
         self.wall = wall = wall or now
         self.emitters: dict[str, TriggerEmitter] = {}
         self.stopping = False
+        self.not_reloaded: str | None = None
         self._tasks = tasks
         self.resources = Resources()
         self.pools = Pools(
@@ -432,8 +433,10 @@ class Process:
         return found
 
     def warnings(self) -> list[str]:
-        """Return what keeps runs from starting although events are accepted."""
+        """Return what does not go as it should although events are accepted."""
         found = list(self.pools.warnings().values())
+        if self.not_reloaded is not None:
+            found.append(f"the flow files of before are served: {self.not_reloaded}")
         if self.pauses.of_everything is not None:
             found.append("everything is paused: no run starts until `turnout resume --all`")
         return found

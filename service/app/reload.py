@@ -40,8 +40,11 @@ async def reload_files(
             await reload_project(process, project)
     except SetupError as error:
         log.error("reload.failed", error=str(error))  # noqa: TRY400  it names file and line
+        ingest.not_replaced()
+        process.not_reloaded = str(error)
     else:
         ingest.replace(process.routes())
+        process.not_reloaded = None
         warn_of(project)
         log.info("reload.done", flows=len(project.flows), changed=list(changed))
 

@@ -176,9 +176,17 @@ class Ingest:
             )
             for trigger, emit in routes
         ]
+        self._unknown = _UNKNOWN
         # Fixed parts before parameters, so that /t/all wins over /t/{tenant}.
         self._routes = sorted(made, key=lambda route: [part[:1] == "{" for part in route.parts])
         self._static = {route.path.encode(): route for route in made if "{" not in route.path}
+
+    def not_replaced(self) -> None:
+        """Say 503 for unknown webhooks until the next `replace`: a broken flow file may have them.
+
+        A sender that is told 404 gives its event up.
+        """
+        self._unknown = _NOT_LOADED
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
@@ -194,7 +202,7 @@ class Ingest:
                 return
             route, params, path = self._find(raw_path)
             if route is None:
-                await refuse(_UNKNOWN, scope, receive, send)
+                await refuse(self._unknown, scope, receive, send)
                 return
         if scope["method"] not in route.methods:
             await refuse(_not_allowed(route, scope), scope, receive, send)
@@ -331,6 +339,11 @@ def _alive() -> Reply:
 # ---------------------------------------------------------------- refusals
 
 _UNKNOWN = problem(404, "no webhook has this path")
+_NOT_LOADED = problem(
+    503,
+    "no webhook that is loaded has this path, and the flow files have a mistake; send it again",
+    ("retry-after", "30"),
+)
 _PAGE_METHODS = problem(405, "only GET and HEAD here", ("allow", "GET, HEAD"))
 
 
