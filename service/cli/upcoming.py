@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +69,8 @@ def next_(settings: Settings, limit: int, as_json: bool, wake: bool) -> None:
 
 
 async def _upcoming(settings: Settings, limit: int) -> list[dict[str, Any]]:
+    import asyncio
+
     from turnout.service.journal.wake import read_next_wake
     from turnout.service.operate.upcoming import upcoming
 

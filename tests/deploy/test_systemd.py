@@ -188,3 +188,47 @@ def test_service_works_in_its_sandbox_and_is_started_again(machine: Systemd) -> 
         20, "a service that is not started again: somebody has to act",
     )  # fmt: skip
     assert machine.show("turnout.service", "ExecMainStatus") == "78"
+
+
+TICKS = (
+    FLOW
+    + """
+from turnout import every
+
+@flow(on=every("20s"))
+async def tick(): ...
+"""
+)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(180)
+def test_service_that_is_idle_goes_and_comes_for_a_request_and_a_tick(machine: Systemd) -> None:
+    etc = machine.root / "etc"
+    shutil.copytree(DEPLOY / "turnout.service.d", etc / "systemd/system/turnout.service.d")
+    (etc / "turnout/flows/probe.py").write_text(TICKS)
+    (etc / "turnout/turnout.env").write_text("TURNOUT_IDLE_EXIT=2s\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "turnout.socket")
+
+    def state() -> str:
+        return machine.show("turnout.service", "ActiveState")
+
+    assert state() == "inactive"
+    assert send(machine)["square"] == 49
+    until(lambda: state() == "inactive", 40, "an idle service gone")
+    assert machine.show("turnout.service", "Result") == "success"
+    assert machine.show("turnout-wake.timer", "ActiveState") == "active"
+    started = machine.log().count("service.started")
+    until(lambda: machine.log().count("service.started") > started, 40, "started for the tick")
+    until(lambda: state() == "inactive", 40, "an idle service gone again")
+    runs = machine.run(
+        "/opt/turnout/bin/turnout", "runs", "--flow", "tick", "--json",
+        "--data", "/var/lib/turnout/data",
+    )  # fmt: skip
+    assert '"succeeded"' in runs.stdout, runs
+
+    assert send(machine)["square"] == 49
+    machine.systemctl("stop", "turnout.socket", "turnout.service")
+    assert machine.show("turnout-wake.timer", "ActiveState") == "inactive", "it was stopped"
+    assert state() == "inactive"
