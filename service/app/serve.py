@@ -39,6 +39,7 @@ from .process import Process
 from .reload import reload_files, warn_of
 from .requests import Requests, on_signals, reload_on_change
 from .run_spans import RunSpans, open_tracing
+from .starting import answered_meanwhile
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
 log = get_logger("turnout")
@@ -69,16 +70,18 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
     tracing = open_tracing(os.environ)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        journal = await open_journal(
-            settings.data,
-            metrics=metrics,
-            synchronous=settings.synchronous,
-            max_unfinished_runs=settings.max_unfinished_runs,
-            min_free_bytes=settings.min_free_bytes,
-        )
-        stack.push_async_callback(journal.close)
         sock = listen(settings) if inherited is None else inherited
         stack.callback(sock.close)
+        async with answered_meanwhile(settings, sock) as progress:
+            journal = await open_journal(
+                settings.data,
+                metrics=metrics,
+                synchronous=settings.synchronous,
+                max_unfinished_runs=settings.max_unfinished_runs,
+                min_free_bytes=settings.min_free_bytes,
+                progress=progress,
+            )
+        stack.push_async_callback(journal.close)
         clock = await _start_clock(journal)
         try:
             async with asyncio.TaskGroup() as tasks:

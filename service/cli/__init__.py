@@ -55,6 +55,7 @@ from . import (
     state,
     triggers,
     upcoming,
+    upgrade,
     why,
 )
 from .output import complain, told
@@ -117,7 +118,7 @@ for _command in (
     pauses.pause, pauses.resume, pending.pending, limits.limits, cache.cache, triggers.fire,
     alerts.alerts, events.emit, triggers.trigger, upcoming.next_, upcoming.approvals, logs.logs,
     graph.graph, help.help_, explain.explain, backtest.backtest, new.new, state.state,
-    backup.backup, backup.restore,
+    backup.backup, backup.restore, upgrade.upgrade,
 ):  # fmt: skip
     cli.add_command(_command)
 exit_codes.add_to_help(cli)

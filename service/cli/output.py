@@ -7,7 +7,7 @@ escaped before they reach a terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,16 @@ def working(doing: str) -> Iterator[None]:
         timer.join()
         for status in shown:
             status.stop()
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Yield what shows on a terminal, in one line, what is being done now."""
+    if not sys.stderr.isatty():
+        yield lambda _doing: None
+        return
+    with console().status("") as status:
+        yield status.update
 
 
 def lasted(started_at: datetime | None, finished_at: datetime | None) -> str:

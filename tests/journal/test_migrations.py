@@ -49,8 +49,8 @@ def look(path: Path) -> tuple[int, Any]:
         connection.close()
 
 
-def upgrade(data: Path, **bounds: int) -> None:
-    open_for_writing(data, synchronous="full", **bounds).close()
+def upgrade(data: Path, *, min_free_bytes: int = 0) -> None:
+    open_for_writing(data, synchronous="full", min_free_bytes=min_free_bytes).close()
 
 
 def test_there_are_old_journals() -> None:
@@ -192,6 +192,7 @@ def test_a_kill_at_any_statement_of_an_upgrade_loses_nothing(tmp_path: Path) -> 
             assert look(journal.with_name(f"journal-v{before[0]}.db")) == before
         upgrade(data)
         assert look(journal) == (newest_version(), before[1])
+        assert look(journal.with_name(f"journal-v{before[0]}.db")) == before
         shutil.rmtree(data)
         statement += 1
     assert statement > 20

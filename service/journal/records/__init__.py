@@ -60,6 +60,7 @@ from .steps import (
     approval_topic,
     run_topic,
 )
+from .upgrade import UpgradePlan
 from .wake import NextWake, Tick
 from .windows import (
     ClosedWindows,
@@ -151,6 +152,7 @@ __all__ = [
     "Taking",
     "Tick",
     "Told",
+    "UpgradePlan",
     "UsedLink",
     "Wait",
     "WindowMember",

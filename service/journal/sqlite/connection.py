@@ -37,7 +37,7 @@ from .files import (
     refuse_other,
     write_marker,
 )
-from .migrations import migrate, newest_version, sync, version_of
+from .migrations import Progress, migrate, newest_version, sync, version_of
 
 STATEMENTS_KEPT = 400  # prepared statements: ten batch sizes of each hot one
 _WRITER_CACHE_KIB = 16_384
@@ -53,11 +53,15 @@ _SPACE_CODES = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE})
 
 
 def open_for_writing(
-    data: Path, *, synchronous: Literal["full", "normal"], min_free_bytes: int = 0
+    data: Path,
+    *,
+    synchronous: Literal["full", "normal"],
+    min_free_bytes: int = 0,
+    progress: Progress = lambda _doing: None,
 ) -> apsw.Connection:
     """Open the journal of a data folder, made if missing, migrated to the newest version.
 
-    A migration leaves at least `min_free_bytes` free, or is refused.
+    A migration leaves at least `min_free_bytes` free, or is refused; `progress` is told of it.
 
     Raises `SetupError` when others may write it, when it cannot be read, or when another journal
     was here before, and `JournalBroken` when its content is damaged.
@@ -75,7 +79,7 @@ def open_for_writing(
             migrate(connection, path)
         _check_quickly(connection, path)
         _name(connection, data, path)  # first, so that the snapshot of a migration has the id
-        migrate(connection, path, min_free_bytes=min_free_bytes)
+        migrate(connection, path, min_free_bytes=min_free_bytes, progress=progress)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", synchronous)
         if sys.platform == "darwin":

@@ -60,6 +60,7 @@ from .events import AppendJob, pack_details
 from .files import FILE_NAME, WatchedFiles, journal_folder, last_change
 from .giving_back import GivingBack
 from .lock import FolderLock
+from .migrations import Progress
 from .next_wake import write_next_wake
 from .operating import Operating
 from .outcomes import OutcomeJob
@@ -101,12 +102,14 @@ async def open_journal(
     max_unfinished_runs: int,
     min_free_bytes: int,
     url: str | None = None,
+    progress: Progress = lambda _doing: None,
 ) -> SqliteJournal:
     """Open the journal of a data folder as its only writer; the folder is made (0700) if missing.
 
     Raises `SetupError` when another process uses the folder, when the journal is gone, belongs to
     another user or was written by a newer turnout; `JournalBroken` when it is damaged. With
-    `synchronous="normal"` a power loss may lose the last commits.
+    `synchronous="normal"` a power loss may lose the last commits. `progress` is told of an upgrade,
+    in a thread.
     """
 
     def prepare() -> _Opened:
@@ -116,7 +119,7 @@ async def open_journal(
             lock = FolderLock(folder, url=url)
             opening.callback(lock.release)
             connection = open_for_writing(
-                folder, synchronous=synchronous, min_free_bytes=min_free_bytes
+                folder, synchronous=synchronous, min_free_bytes=min_free_bytes, progress=progress
             )
             opening.callback(connection.close)
             own = journal_folder(folder)
