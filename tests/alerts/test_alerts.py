@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,10 @@ from turnout.service.domain.alerts import AlertRule
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Entry
 from turnout.service.journal.sqlite import alerts
+from turnout.service.operate.verbs import Pause
 from turnout.service.project import AnyFlow
 from turnout.testing import Service, serve
+from turnout.testing.events import hand_event
 
 CHAT = notify("https://chat.example/hook")
 PAGER = notify.webhook("https://pager.example/alerts")
@@ -325,6 +328,34 @@ async def test_a_run_due_tomorrow_puts_off_no_look_at_those_that_come_meanwhile(
         judge = Judge(service.journal, {}, now=now, wall=now)
         judged = await judge.judge(slow, AlertRule.FINISH_WITHIN, [], None)
         assert judged == Judged(is_well=True, next_at=now + timedelta(minutes=30))
+
+
+EXPECTATIONS: list[Any] = [{"expect_every": "1h"}, {"deadline": deadline("06:00")},
+                           {"finish_within": "6h"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("expects", EXPECTATIONS, ids=lambda each: next(iter(each)))
+@pytest.mark.parametrize("is_down", [False, True], ids=["paused", "down"])
+async def test_what_is_expected_is_missed_also_where_nothing_can_start(
+    expects: Any, is_down: bool
+) -> None:
+    @flow(on_failure=CHAT, **expects)
+    async def pulls() -> None: ...
+
+    async with serve(pulls) as service:
+        await service.process.operator.do(Pause("pulls"))
+        await service.emit(hand_event(None, at=service.clock.now()), pulls)
+        if is_down:
+            await service._end()
+            service.clock.set(service.clock.now() + timedelta(hours=7))
+            service._death = type(service._death)()
+            await service._begin()
+            await service._quiet()
+        else:
+            await service.advance("7h")
+        (told,) = service.alerts
+        assert (told.document["news"], told.document["rule"]) == ("opened", *expects)
+        assert "the flow is paused" in told.text
 
 
 async def test_a_flow_without_channels_is_listed_and_logged() -> None:

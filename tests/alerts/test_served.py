@@ -32,7 +32,8 @@ from turnout import deadline, flow, notify, webhook
 
 PAGER = notify.webhook(os.environ["PAGER"])
 
-@flow(on=webhook("/bill"), on_failure=PAGER, owner="ann", tags=["money", "daily"])
+@flow(on=webhook("/bill"), on_failure=PAGER, owner="ann", tags=["money", "daily"],
+      description="Sends bills.")
 async def bill(order: dict[str, int]) -> None:
     if order["amount"] < 0:
         raise ConnectionError(f"no answer for {order['amount']}")
@@ -231,6 +232,20 @@ def test_alerts_runs_and_flows_are_found_by_owner_and_tag(
     for what, name in (("alerts", "flow"), ("runs", "flow"), ("flows", "name")):
         assert flows_of(listed(failed, what, *options), name) == found, what
         assert flows_of(failed.api(f"/{what}?{query}")["items"], name) == found, what
+
+
+def test_alerts_flows_and_runs_say_whose_flow_it_is_and_what_for(failed: Program) -> None:
+    about = {"owner": "ann", "tags": ["money", "daily"], "description": "Sends bills."}
+    (run,) = failed.api("/runs?flow=bill")["items"]
+    for found in (
+        failed.api("/alerts?flow=bill")["items"][0],
+        *(each for each in failed.api("/flows")["items"] if each["name"] == "bill"),
+        failed.api(f"/runs/{run['id']}"),
+    ):
+        assert {name: found[name] for name in about} == about
+    assert "Sends bills." in typed(failed, "show", run["id"])
+    (listed_flow,) = listed(failed, "flows", "--owner", "ann")
+    assert {name: listed_flow[name] for name in about} == about
 
 
 def test_alerts_are_found_by_flow(failed: Program) -> None:

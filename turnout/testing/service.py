@@ -235,10 +235,10 @@ class Service:
     async def ended(self, run_id: str) -> Result:
         """Go on until a run has ended, or waits for what no clock brings; return it."""
         while not await self._at_rest(run_id):
-            due = await self._next_due()
+            due = await self._next_due_of_runs()
             if due is None:
                 break
-            await self._set(due)
+            await self._set(min(due, self._next_alert() or due))
         return await self.look(run_id)
 
     async def advance(self, duration: str | timedelta) -> None:
@@ -406,12 +406,15 @@ class Service:
         return self.process.pools.steps > 0 or self.process.dispatcher.running != asleep
 
     async def _next_due(self) -> datetime | None:
+        instants = [await self._next_due_of_runs(), self._next_alert()]
+        return min((each for each in instants if each is not None), default=None)
+
+    async def _next_due_of_runs(self) -> datetime | None:
         instants = [
             self.clock.next_due(),
             await self.journal.next_due_at(self.clock.now()),
             self.process.dispatcher.next_alarm_at(),
             self._next_window(),
-            self._next_alert(),
         ]
         return min((each for each in instants if each is not None), default=None)
 
