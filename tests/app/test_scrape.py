@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.support.program import Program
+from tests.support.injected_clock import InjectedClock
+from tests.support.program import Program, until
 from tests.support.prometheus import prometheus, promtool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
@@ -20,7 +23,7 @@ FLOWS = """
 import time
 from datetime import timedelta
 from pathlib import Path
-from turnout import every, flow, label, sleep, webhook
+from turnout import every, flow, label, retry, sleep, webhook
 
 @flow(on=webhook("/holds"))
 def holds(data: dict) -> None:
@@ -47,6 +50,19 @@ async def quiet(data: dict) -> None: ...
     metrics={"region": label(lambda event: event.data["region"], values=["eu"])},
 )
 async def tells(data: dict) -> None: ...
+
+@flow(on=webhook("/waits"), concurrency=1)
+def waits(data: dict) -> None:
+    while not Path(data["until"]).exists():
+        time.sleep(0.01)
+
+@flow(on=webhook("/fails"), retry=retry(1, delay="2h", jitter=False))
+async def fails(data: dict) -> None:
+    raise ConnectionError("no answer")
+
+@flow(on=webhook("/tomorrow"))
+async def tomorrow(data: dict) -> None:
+    await sleep("1d")
 
 @flow(on=every("100ms", name="beat"))
 async def beat() -> None: ...
@@ -117,3 +133,39 @@ def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
         scraped = program.ask("/metrics")
         assert scraped is not None
         promtool("check", "metrics", given=scraped.body)
+
+
+def test_of_many_runs_only_the_one_that_waits_for_its_turn_is_due(tmp_path: Path) -> None:
+    flows, go_on, clock = tmp_path / "flows.py", tmp_path / "go-on", InjectedClock(tmp_path)
+    flows.write_text(FLOWS)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log", env=clock.env)
+    with program.start():
+        program.ready()
+        with ThreadPoolExecutor(16) as senders:
+            for path, count in (("tomorrow", 1000), ("fails", 10)):
+                list(senders.map(lambda _, path=path: program.post(path, {}), range(count)))
+        program.post("waits", {"until": str(go_on)})
+        before = time.monotonic()
+        program.post("waits", {"until": str(go_on)})
+        after = time.monotonic()
+
+        def are_as_they_stay() -> bool:
+            states = program.metrics("turnout_runs")
+            return [states.get(f'state="{each}"') for each in ("waiting", "retrying")] == [1000, 10]
+
+        until(are_as_they_stay, 40, "1,000 runs that sleep and 10 that back off")
+        clock.set("+60s")
+
+        def oldest() -> tuple[float, float, float]:
+            """Return for how long the oldest run has been due, and the bounds of what is right."""
+            at_least = 60 + time.monotonic() - after
+            found = program.metrics("turnout_oldest_due_seconds")['flow="waits"']
+            return at_least, found, 60 + time.monotonic() - before
+
+        until(lambda: oldest()[1] >= 60, 10, "the clock is seen")
+        at_least, found, at_most = oldest()
+        assert at_least - 1 <= found <= at_most + 1
+        due = program.metrics("turnout_due_runs")
+        assert {labels: number for labels, number in due.items() if number} == {'flow="waits"': 1}
+        assert program.metrics("turnout_scheduled_runs")['flow="fails"'] == 10
+        go_on.touch()

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 FLOWS = """
 import asyncio, os
 from pathlib import Path
-from turnout import Event, batch, current, emit, event, flow, http, sleep, task, webhook
+from turnout import Event, batch, current, debounce, emit, event, flow, http, sleep, task, webhook
 
 HERE = Path(__file__).parent
 
@@ -76,6 +76,9 @@ def in_process() -> str:
 async def many(given: list[Event]) -> int:
     await step("many")
     return len(given)
+
+@flow(on=debounce(webhook("/late"), "200ms"))
+async def late(given: dict[str, str]) -> None: ...
 
 @flow(on=webhook("/fail"), retry=1)
 async def fail() -> None:
@@ -226,6 +229,16 @@ def test_a_batch_has_links_to_what_it_came_from(program: Program, collector: Col
     assert run.parent == "" and run.trace != TRACE
     assert run.links == [(TRACE, CALLER)] * 2
     assert run.attributes["turnout.run.events"] == 2
+
+
+def test_a_run_that_is_held_back_has_a_link_to_what_it_came_from(
+    program: Program, collector: Collector
+) -> None:
+    program.ask("/hooks/late", method="POST", body=b"{}", headers={"traceparent": TRACEPARENT})
+    arrived(collector, "run late")
+    (run,) = collector.named("run late")
+    assert (run.parent, run.links) == ("", [(TRACE, CALLER)])
+    assert run.trace != TRACE
 
 
 def test_log_lines_name_their_span_and_failures_their_error(

@@ -24,6 +24,10 @@ async def load(count: int) -> None:
     rows.inc(count)
     depth.set(count, table="orders")
 
+@task
+def load_in_a_thread(count: int) -> None:
+    rows.inc(count)
+
 @task(pool="process")
 def load_apart(count: int, table: str) -> None:
     rows.inc(count)
@@ -33,6 +37,7 @@ def load_apart(count: int, table: str) -> None:
 async def loads(data: dict) -> None:
     await load(2)
     await sleep("100ms")
+    await load_in_a_thread.run(4)
     await load_apart.run(3, "of the event")
 """
 
@@ -53,9 +58,9 @@ def test_what_tasks_count_is_scraped_once(tmp_path: Path) -> None:
         assert program.metrics("turnout_own_rows_total") == {"": 0}
         assert program.metrics("turnout_own_depth") == {}
         program.post("load", {})
-        until(lambda: program.metrics("turnout_own_rows_total") == {"": 5}, 20, "5 rows")
+        until(lambda: program.metrics("turnout_own_rows_total") == {"": 9}, 20, "9 rows")
         program.quiet(20)
-        assert program.metrics("turnout_own_rows_total") == {"": 5}
+        assert program.metrics("turnout_own_rows_total") == {"": 9}
         depths = {'table="orders"': 2, 'table="other"': 3.5}
         assert program.metrics("turnout_own_depth") == depths
         scraped = program.ask("/metrics")
