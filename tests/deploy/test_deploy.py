@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from collections.abc import Sequence
@@ -188,6 +189,21 @@ def test_compose_refers_to_what_is_there_and_publishes_on_loopback_only() -> Non
             assert port.startswith("127.0.0.1:"), f"{name}: {port}"
         for needed in service.get("depends_on", {}):
             assert needed in compose["services"]
+
+
+def test_compose_is_what_its_schema_takes(tmp_path: Path) -> None:
+    def judge(file: Path) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "check_jsonschema"]
+        return subprocess.run(
+            [*program, "--builtin-schema=vendor.compose-spec", file],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    said = judge(DEPLOY / "compose.yaml")
+    assert said.returncode == 0, said.stdout + said.stderr
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((DEPLOY / "compose.yaml").read_text().replace("read_only:", "readonly:"))
+    assert "readonly" in judge(wrong).stdout
 
 
 def test_every_setting_named_in_deploy_exists() -> None:
