@@ -20,8 +20,8 @@ DEPLOY = CHECKOUT / "deploy"
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel with the Containerfile's pip options, from what its build may see."""
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the container's build may see of the checkout, in a folder of its own."""
     context = tmp_path_factory.mktemp("context")
     unwanted = shutil.ignore_patterns("__pycache__")
     for kept in context_paths():
@@ -31,7 +31,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(CHECKOUT / kept, target, symlinks=True, ignore=unwanted)
         else:
             shutil.copy(CHECKOUT / kept, target)
-    folder = tmp_path_factory.mktemp("wheels")
+    return context
+
+
+@pytest.fixture(scope="session")
+def wheel(context: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as the Containerfile does, from what its build may see."""
+    return build_wheel(context, tmp_path_factory.mktemp("wheels"))
+
+
+def build_wheel(context: Path, folder: Path) -> Path:
+    """Build the wheel with the Containerfile's pip options."""
     options = ["--no-cache-dir", "--no-deps", "--no-build-isolation"]
     assert f"pip wheel {shlex.join(options)} " in (DEPLOY / "Containerfile").read_text()
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", *options]
