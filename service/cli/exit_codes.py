@@ -25,6 +25,7 @@ _PROBLEMS = {
     "dead list": "never",
     "backup": "the backup is not whole, or another is under way",
     "restore": "the file is damaged, or no backup",
+    "upgrade": "there is too little space for it",
     "retry": "one of the runs was refused",
     "cancel": "one of the runs was refused",
     "dead replay": "one of the runs was refused",
@@ -32,7 +33,9 @@ _PROBLEMS = {
 }
 """When a command exits 1, where that is not the common reason."""
 
-_ASK_NO_SERVICE = {"serve", "check", "run", "new", "help", "explain", "backup", "restore"}
+_ASK_NO_SERVICE = {
+    "serve", "check", "run", "new", "help", "explain", "backup", "restore", "upgrade",
+}  # fmt: skip
 """Commands that never ask a running service."""
 
 

@@ -8,8 +8,8 @@ for the actions that authors use.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import httpx
 
 TIMEOUT_SECONDS = 60
+READY_SECONDS = 10
+"""How long a service that is well may take to say so."""
 
 
 class Unavailable(TurnoutError):
@@ -65,27 +67,41 @@ class Client:
         content_type: str = "application/json",
     ) -> Any:
         """Return the decoded answer; raises the service's refusal, or `Unavailable`."""
-        import httpx
-
         headers = {} if body is None else {"Content-Type": content_type}
-        try:
+        with self._reaching():
             answer = await self._http.request(
                 method, path, params=params, content=body, headers=headers
             )
-        except httpx.HTTPError as error:
-            raise Unavailable(
-                f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}"
-            ) from None
         if answer.is_success:
             return answer.json()
         raise _error_of(answer)
 
+    async def readiness(self) -> Any:
+        """Return what `/readyz` says, ready or not; raises `Unavailable`, soon."""
+        with self._reaching():
+            answer = await self._http.get("/readyz", timeout=READY_SECONDS)
+        return answer.json()
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"no answer from {self._http.base_url}: {str(error) or type(error).__name__}"
+            ) from None
+
 
 @asynccontextmanager
 async def connect(
-    url: str, token: str, *, certificate: Path | None = None
+    url: str, token: str | None, *, certificate: Path | None = None
 ) -> AsyncIterator[Client]:
-    """Open a client for the service at `url`; only `certificate` is trusted, if given."""
+    """Open a client for the service at `url`; only `certificate` is trusted, if given.
+
+    Without a token it may only ask for readiness.
+    """
     import ssl
 
     import httpx
@@ -96,7 +112,7 @@ async def connect(
         trust.check_hostname = False  # the address may be 0.0.0.0; the certificate is pinned
     async with httpx.AsyncClient(
         base_url=url,
-        headers={"Authorization": f"Bearer {token}"},
+        headers={} if token is None else {"Authorization": f"Bearer {token}"},
         timeout=TIMEOUT_SECONDS,
         verify=trust,
         trust_env=False,  # no proxy between a command and its service
