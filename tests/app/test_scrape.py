@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +12,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Say
+from tests.faults.load import Connection
 from tests.support.injected_clock import InjectedClock
 from tests.support.program import Program, until
 from tests.support.prometheus import prometheus, promtool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
+SENDERS = 16
 LAST = "turnout_trigger_last_event_timestamp_seconds"
 
 FLOWS = """
 import time
 from datetime import timedelta
 from pathlib import Path
-from turnout import every, flow, label, retry, sleep, webhook
+from turnout import every, flow, label, limit, metric, retry, sleep, webhook
+
+rows = metric("rows", kind="counter", labels={"customer": ["1", "2"]})
 
 @flow(on=webhook("/holds"))
 def holds(data: dict) -> None:
@@ -59,6 +65,17 @@ def waits(data: dict) -> None:
 @flow(on=webhook("/fails"), retry=retry(1, delay="2h", jitter=False))
 async def fails(data: dict) -> None:
     raise ConnectionError("no answer")
+
+@flow(
+    on=webhook("/orders"),
+    ordered_by=lambda event: str(event.data["id"]),
+    concurrency=limit(8, per=lambda event: event.data["id"]),
+    metrics={"customer": label(lambda event: str(event.data["id"]), values=["1", "2"])},
+)
+async def orders(order: dict) -> None:
+    rows.inc(customer=str(order["id"]))
+    if order["id"] % 100 == 0:
+        raise type(f"Error{order['id']}", (Exception,), {})
 
 @flow(on=webhook("/tomorrow"))
 async def tomorrow(data: dict) -> None:
@@ -135,15 +152,30 @@ def test_prometheus_reads_what_an_operator_asks(tmp_path: Path) -> None:
         promtool("check", "metrics", given=scraped.body)
 
 
+def post_all(program: Program, path: str, count: int, *, accepted: int = 202) -> None:
+    """Post so many events, each with an id of its own, over a few connections."""
+
+    def send(first: int) -> None:
+        connection = Connection(program.port)
+        for number in range(first, count, SENDERS):
+            body = json.dumps({"id": number}).encode()
+            headers = {"Content-Type": "application/json", "Idempotency-Key": f"key-{number}"}
+            answer = connection.post(path.format(number), body, headers)
+            assert answer is not None and answer.status == accepted, answer
+        connection.close()
+
+    with ThreadPoolExecutor(SENDERS) as senders:
+        list(senders.map(send, range(SENDERS)))
+
+
 def test_of_many_runs_only_the_one_that_waits_for_its_turn_is_due(tmp_path: Path) -> None:
     flows, go_on, clock = tmp_path / "flows.py", tmp_path / "go-on", InjectedClock(tmp_path)
     flows.write_text(FLOWS)
     program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log", env=clock.env)
     with program.start():
         program.ready()
-        with ThreadPoolExecutor(16) as senders:
-            for path, count in (("tomorrow", 1000), ("fails", 10)):
-                list(senders.map(lambda _, path=path: program.post(path, {}), range(count)))
+        post_all(program, "/hooks/tomorrow", 1000)
+        post_all(program, "/hooks/fails", 10)
         program.post("waits", {"until": str(go_on)})
         before = time.monotonic()
         program.post("waits", {"until": str(go_on)})
@@ -168,4 +200,29 @@ def test_of_many_runs_only_the_one_that_waits_for_its_turn_is_due(tmp_path: Path
         due = program.metrics("turnout_due_runs")
         assert {labels: number for labels, number in due.items() if number} == {'flow="waits"': 1}
         assert program.metrics("turnout_scheduled_runs")['flow="fails"'] == 10
+        waits = program.metrics("turnout_run_wait_seconds_bucket")
+        bounds = {float(labels.rpartition('le="')[2][:-1]) for labels in waits}
+        assert (min(bounds), max(bounds - {math.inf})) == (0.005, 3600)
         go_on.touch()
+
+
+@pytest.mark.timeout(600)
+def test_no_number_of_distinct_values_makes_many_series(
+    tmp_path: Path, full: bool, say: Say
+) -> None:
+    flows, events = tmp_path / "flows.py", 100_000 if full else 1_000
+    flows.write_text(FLOWS)
+    program = Program(flows=flows, data=tmp_path / "data", log=tmp_path / "log")
+
+    with program.start():
+        program.ready()
+        post_all(program, "/hooks/orders", events)
+        post_all(program, "/nowhere-{}", events // 10, accepted=404)
+        program.quiet(120)
+        counted = program.metrics("turnout_own_rows_total")
+        assert counted == {'customer="1"': 1, 'customer="2"': 1, 'customer="other"': events - 2}
+        scraped = program.ask("/metrics")
+        assert scraped is not None
+    series = sum(not line.startswith(b"#") for line in scraped.body.splitlines())
+    say(f"{events} distinct values: {series} series")
+    assert series <= 2000
