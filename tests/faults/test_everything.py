@@ -51,6 +51,9 @@ class Load:
     pause: float
     accepted: set[str] = field(default_factory=set)
     dropped: list[Path] = field(default_factory=list)
+    answered: list[tuple[float, float]] = field(default_factory=list)
+    """When each accepted request was answered, and how long after it was sent."""
+
     _leaving: threading.Event = field(default_factory=threading.Event)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
@@ -99,9 +102,12 @@ class Load:
                 "ce-specversion": "1.0", "Authorization": f"Bearer {TOKEN}",
             }  # fmt: skip
         path = "/api/events" if route in TYPES else route
+        began = time.monotonic()
         answer = connection.post(path, json.dumps(body).encode(), headers)
         if answer is None or answer.status >= 500:
             return False
+        ended = time.monotonic()
+        self.answered.append((ended, ended - began))
         assert answer.status in (200, 201, 202), answer
         self.accepted.add(answer.json["event"])
         return True
