@@ -60,11 +60,16 @@ NO_KEY = "key = os.urandom(8).hex()"
 class Shop:
     """A Redis, the workers that are running, and turnout, all in one folder."""
 
-    def __init__(self, folder: Path, url: str, sabotage: str = "", key: str = KEY) -> None:
+    def __init__(
+        self, folder: Path, url: str, sabotage: str = "", key: str = KEY, waits: str = "12h"
+    ) -> None:
         self.folder = folder
         self.env = {"CELERY_URL": url}
+        orders = (EXAMPLES / "celery_orders.py").read_text()
+        assert 'timeout="12h"' in orders
+        (folder / "celery_orders.py").write_text(orders.replace("12h", waits))
         self.program = Program(
-            flows=EXAMPLES / "celery_orders.py",
+            flows=folder / "celery_orders.py",
             data=folder / "data",
             log=folder / "log",
             env={"CELERY_URL": url, "MARKER": str(folder / "marker")},
@@ -150,6 +155,16 @@ def test_without_a_worker_the_run_waits_over_a_kill(tmp_path: Path, redis: str) 
             run = shop.reaches(run_id, "succeeded")
     assert run["result"] == "receipt-7" and run["crashes"] == 0
     assert shop.deliveries == [run["steps"][0]["result"]] and len(shop.charges) == 1
+
+
+def test_without_a_worker_the_run_fails_at_the_end_of_its_time(tmp_path: Path, redis: str) -> None:
+    shop = Shop(tmp_path, redis, waits="3s")
+    with shop.program.start() as program:
+        program.ready()
+        run_id = shop.order()
+        shop.reaches(run_id, "waiting")
+        run = shop.reaches(run_id, "failed")
+    assert run["error"]["type"] == "PollTimeout" and "PENDING" in run["error"]["message"]
 
 
 @pytest.mark.parametrize(("key", "charges"), [(KEY, 1), (NO_KEY, 2)], ids=["keyed", "control"])

@@ -384,10 +384,13 @@ def test_s3_with_airflow_has_the_same_output(web: Stub, mails: Sink, tmp_path: P
     web.bodies["/data/2026-01-05"] = SALES
     airflow(tmp_path, "airflow", "db", "migrate")
     code = (
-        "from datetime import datetime, timezone\n"
+        "from datetime import datetime, timedelta, timezone\n"
         "from airflow.dag_processing.dagbag import DagBag\n"
         "(dag,) = DagBag('.').dags.values()\n"
         "assert {task.retries for task in dag.tasks} == {2}\n"
+        "assert {task.retry_delay for task in dag.tasks} == {timedelta(minutes=5)}\n"
+        "order = [task.task_id for task in dag.topological_sort()]\n"
+        "assert (order, dag.catchup) == (['extract', 'transform', 'load'], False)\n"
         "assert type(dag.timetable).__name__ == 'CronTriggerTimetable'\n"
         "print(dag.test(logical_date=datetime(2026, 1, 5, tzinfo=timezone.utc)).state)"
     )

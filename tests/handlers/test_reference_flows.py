@@ -178,6 +178,7 @@ def shop(web: Stub, active: int = 3) -> None:
     web.bodies["/orders"] = [{"status": "completed"}, {"status": "open"}]
 
 
+@pytest.mark.alone
 async def test_s4_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub) -> None:
     shop(web)
     web.latency_seconds = 1.0
@@ -227,6 +228,7 @@ def test_s4_the_size_decides_the_way(web: Stub, active: int, way: str) -> None:
     assert [key for key in result.steps if not key.startswith("fetch")] == [way]
 
 
+@pytest.mark.timeout(60)
 def test_s4_other_code_asks_anew(web: Stub, tmp_path: Path) -> None:
     shop(web)
     source = (EXAMPLES / "dynamic.py").read_text()
@@ -288,6 +290,7 @@ async def run_pipeline(file: Path) -> Any:
         return result
 
 
+@pytest.mark.alone
 async def test_s11_sources_are_read_at_once_and_every_place_holds_all(
     web: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +423,7 @@ def test_a_frame_comes_back_as_it_was_after_a_crash() -> None:
     assert result.result == ["datetime64[ns]", "category", "Int64", "True"]
 
 
+@pytest.mark.timeout(60)
 def test_s11_rules_hold_in_optimised_python_too(web: Stub, tmp_path: Path) -> None:
     file = pipeline(web, tmp_path)
     (tmp_path / "rows.csv").write_text("id,amount\n")

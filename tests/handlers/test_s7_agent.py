@@ -230,6 +230,25 @@ def test_s7_a_model_that_wants_fifty_calls_ends_at_the_budget(on_call: Build, sc
     assert len(desk.model.asked) <= 11 and run["attempts"] == 1
 
 
+def test_s7_a_retry_after_the_model_has_failed_calls_no_tool_again(on_call: Build) -> None:
+    down = True
+
+    def goes_down(request: Request) -> Said:
+        return Said(status=503) if request.results and down else scales_and_tells(request)
+
+    desk = on_call(goes_down)
+    with desk.program.start() as program:
+        program.ready(180)
+        run_id = desk.reaches(desk.alarm(ALARM), "failed")["id"]
+        down = False
+        retried = turnout("retry", run_id, "--data", desk.program.data)
+        assert retried.returncode == 0, retried.stderr
+        run = desk.reaches(run_id, "succeeded")
+    assert desk.ordered == ["/scale", "/tickets"]
+    assert run["result"] == "done: ['/scale ok', '/tickets ok']"
+    assert [each.turn for each in desk.model.asked] == [0, 1, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("agrees", [True, False])
 def test_s7_a_dangerous_tool_waits_for_a_person(on_call: Build, agrees: bool) -> None:
     desk = on_call(ask_first="scale")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,21 @@ pytestmark = [pytest.mark.full, pytest.mark.alone, pytest.mark.timeout(900)]
 
 EXAMPLES = CHECKOUT / "handlers" / "examples" / "ai"
 TOKEN = "the-token-of-this-test"
+Edits = Sequence[tuple[str, str]]
+"""What is replaced in the source of an example, and by what."""
 
 
-def start(folder: Path, example: str, peer: str, mark: Mark) -> Program:
-    """Start an example in a folder of its own."""
+def start(folder: Path, example: str, peer: str, mark: Mark, edits: Edits = ()) -> Program:
+    """Start an example, edited, in a folder of its own."""
     (folder / "training").mkdir()
+    source = (EXAMPLES / f"{example}.py").read_text()
+    for old, new in edits:
+        assert old in source
+        source = source.replace(old, new)
+    flows = folder / f"{example}.py"
+    flows.write_text(source)
     program = Program(
-        flows=EXAMPLES / f"{example}.py",
+        flows=flows,
         data=folder / "data",
         log=folder / "log",
         env={"TURNOUT_API_TOKEN": TOKEN, **mark.env},
@@ -127,3 +136,37 @@ def test_the_java_of_h2o_is_gone_when_the_run_is(tmp_path: Path, end: str) -> No
             program.signal(signal.SIGTERM)
             program.ended(90)
         until(lambda: not java(mark), 60, f"no Java, but {java(mark)}")
+
+
+@pytest.mark.parametrize(
+    ("example", "peer", "edits"),
+    [
+        ("leaderboard", "autogluon", [("    board =", "    while True: pass\n    board =")]),
+        ("automl", "h2o", [("automl.train(", "while True: automl.train(")]),
+    ],
+)
+def test_a_training_that_takes_too_long_is_ended_with_all_it_started(
+    tmp_path: Path, example: str, peer: str, edits: Edits
+) -> None:
+    edits = [*edits, ('timeout="2h"', 'timeout="60s"')]
+    with start(tmp_path, example, peer, mark := Mark(), edits) as program:
+        drop(tmp_path)
+        until(lambda: training(mark), 60, "a training")
+        (run,) = until(
+            lambda: [each for each in runs(program) if each["finished_at"]], 120, "the timeout"
+        )
+        assert (run["state"], run["error"]["type"]) == ("failed", "TimeoutError")
+        until(lambda: not training(mark), 20, f"nothing left, but {training(mark)}")
+        assert program.ask("/healthz", timeout=30) is not None
+
+
+def training(mark: Mark) -> list[str]:
+    """Return the processes that have loaded LightGBM, or are H2O's."""
+    return java(mark) + [str(each) for each in mark.found() if "lightgbm" in loaded(each)]
+
+
+def loaded(process: psutil.Process) -> str:
+    try:
+        return " ".join(each.path for each in process.memory_maps())
+    except psutil.Error:  # it has ended
+        return ""
