@@ -193,8 +193,8 @@ def look(block: Block, terminal: Terminal, expected: Mapping[str, str]) -> set[s
 
 
 def test_every_language_is_one_that_is_run_or_judged() -> None:
-    # mermaid: the pictures below; text: what programs print.
-    known = {"bash", "python", "console", "mermaid", "text"}
+    # mermaid: the pictures below; text: what programs print; yaml: values of the chart.
+    known = {"bash", "python", "console", "mermaid", "text", "yaml"}
     assert {block.language for block in blocks(EVERYTHING)} == known
     assert {block.system for block in blocks(EVERYTHING)} == {"", *SYSTEMS}
     folder = CHECKOUT / "tests" / "handlers"

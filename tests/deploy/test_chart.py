@@ -15,6 +15,7 @@ import yaml
 from packaging.version import Version
 
 from tests.support import CHECKOUT, chart
+from tests.support.pages import blocks
 from turnout.service.settings import Settings
 
 SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text())
@@ -141,6 +142,12 @@ def test_more_replicas_are_refused_with_the_reason(name: str) -> None:
 @pytest.mark.parametrize("values", chart.VALUES, ids=lambda path: path.stem)
 def test_schema_takes_values_that_are_right(values: Path) -> None:
     assert complaints(chart.merged(yaml.safe_load(values.read_text()))) == []
+
+
+def test_schema_takes_the_values_of_the_page() -> None:
+    page = (CHECKOUT / "deploy" / "README.md").read_text()
+    (block,) = [block.text for block in blocks(page) if block.language == "yaml"]
+    assert complaints(chart.merged(yaml.safe_load(block))) == []
 
 
 def test_there_are_enough_of_both() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import CHECKOUT
+from tests.support.pages import blocks
 from tests.support.program import until
 from tests.support.prometheus import tool
 from tests.support.systemd import Systemd, systemd
@@ -119,25 +119,33 @@ async def probe(data: dict):
 
 @pytest.fixture
 def machine(installed: Path, tmp_path: Path) -> Iterator[Systemd]:
-    """A machine set up as the first lines of the unit and `deploy/README.md` say."""
+    """A machine set up as `deploy/README.md` says, on which nothing is started yet."""
     files = tmp_path / "files"
-    (files / "etc/turnout/flows").mkdir(parents=True)
-    (files / "etc/turnout/flows/probe.py").write_text(FLOW)
+    checkout = files / "srv/turnout"
+    (checkout / "deploy").mkdir(parents=True)
+    (checkout / "flows.py").write_text(FLOW)
+    for name in UNITS:
+        shutil.copy(DEPLOY / name, checkout / "deploy")
     (files / "home/somebody").mkdir(parents=True)
     shutil.copytree(installed / "venv", files / "opt/turnout", symlinks=True)
     for script in (files / "opt/turnout/bin").iterdir():
         if not script.is_symlink():
             script.write_text(script.read_text().replace(str(installed / "venv"), "/opt/turnout"))
-    units = tmp_path / "units"
-    units.mkdir()
-    for name in UNITS:
-        shutil.copy(DEPLOY / name, units)
-    with systemd(units, into=files) as running:
-        for line in re.findall(
-            r"^#   (useradd .*)$", (DEPLOY / UNITS[0]).read_text(), re.MULTILINE
-        ):
-            assert running.run(*line.split()).returncode == 0
+    with systemd(files) as running:
+        type_in(running, *page_commands()[:-1])
         yield running
+
+
+def page_commands() -> list[str]:
+    """Return the commands that set it up; the last one starts it."""
+    pages = blocks((DEPLOY / "README.md").read_text())
+    (page,) = [block.text for block in pages if "useradd" in block.text]
+    return page.strip().splitlines()
+
+
+def type_in(machine: Systemd, *lines: str) -> None:
+    done = machine.run("sh", "-euc", "\n".join(["cd /srv/turnout", *lines]))
+    assert done.returncode == 0, done.stderr
 
 
 def send(machine: Systemd) -> dict[str, object]:
@@ -158,7 +166,7 @@ def send(machine: Systemd) -> dict[str, object]:
 
 @pytest.mark.timeout(180)
 def test_service_works_in_its_sandbox_and_is_started_again(machine: Systemd) -> None:
-    machine.systemctl("start", "turnout.service")
+    type_in(machine, page_commands()[-1])
     result = send(machine)
     assert (result["said"], result["square"]) == ("hello\n", 49)
     assert result["tried"] == {
@@ -181,7 +189,7 @@ def test_service_works_in_its_sandbox_and_is_started_again(machine: Systemd) -> 
     machine.systemctl("stop", "turnout.service")
     assert machine.show("turnout.service", "Result") == "success"
 
-    (machine.root / "etc/turnout/flows/probe.py").write_text("this is no flow file")
+    (machine.root / "etc/turnout/flows/flows.py").write_text("this is no flow file")
     machine.systemctl("start", "turnout.service")
     until(
         lambda: machine.show("turnout.service", "ActiveState") == "failed",
@@ -206,7 +214,7 @@ async def tick(): ...
 def test_service_that_is_idle_goes_and_comes_for_a_request_and_a_tick(machine: Systemd) -> None:
     etc = machine.root / "etc"
     shutil.copytree(DEPLOY / "turnout.service.d", etc / "systemd/system/turnout.service.d")
-    (etc / "turnout/flows/probe.py").write_text(TICKS)
+    (etc / "turnout/flows/flows.py").write_text(TICKS)
     (etc / "turnout/turnout.env").write_text("TURNOUT_IDLE_EXIT=2s\n")
     machine.systemctl("daemon-reload")
     machine.systemctl("start", "turnout.socket")

@@ -121,11 +121,8 @@ class Systemd:
 
 
 @contextmanager
-def systemd(units: Path, *, into: Path | None = None) -> Iterator[Systemd]:
-    """Run a systemd that knows the units of a folder, and starts none by itself.
-
-    The files of the folder `into` are put below its root first.
-    """
+def systemd(files: Path) -> Iterator[Systemd]:
+    """Run a systemd that starts nothing by itself; what is in a folder is put below its root."""
     if os.getuid() != 0:
         pytest.skip("only root can run a systemd of its own")
     tool("systemctl")
@@ -138,10 +135,7 @@ def systemd(units: Path, *, into: Path | None = None) -> Iterator[Systemd]:
         (settings / "system").mkdir(parents=True)
         (settings / "system" / "default.target").write_text(_TARGET)
         (settings / "journald.conf").write_text(_JOURNAL)
-        for unit in units.iterdir():
-            shutil.copy(unit, settings / "system")
-        if into is not None:
-            shutil.copytree(into, folder / "upper", symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(files, folder / "upper", symlinks=True, dirs_exist_ok=True)
         machine = Systemd()
         process = machine.boot(folder)
         try:
