@@ -100,10 +100,14 @@ class Outbox:
             if name not in self._working:
                 self._working[name] = self._tasks.create_task(self._send_all(name))
 
-    async def stop(self) -> None:
-        """Send nothing more; what is being sent has a few seconds to be taken."""
+    def close(self) -> None:
+        """Begin to send nothing more."""
         self._stopped = True
         self._expiry.close()
+
+    async def stop(self) -> None:
+        """Send nothing more; what is being sent has a few seconds to be taken."""
+        self.close()
         working = list(self._working.values())
         if working:
             _, left = await asyncio.wait(working, timeout=_STOP_SECONDS)

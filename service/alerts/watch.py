@@ -102,10 +102,15 @@ class Alerts:
         self.recheck()
         self.outbox.recheck()
 
-    async def stop(self) -> None:
-        """Look at nothing any more, and send nothing."""
+    def close(self) -> None:
+        """Look at nothing any more, and begin to send nothing."""
         self._stopped = True
         self._expiry.close()
+        self.outbox.close()
+
+    async def stop(self) -> None:
+        """Look at nothing any more; what is being sent has a few seconds to be taken."""
+        self.close()
         await self.outbox.stop()
 
     # ---------------------------------------------------------------- looking

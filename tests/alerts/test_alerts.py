@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from tests.support.journal_contract import make_event, make_run
 from turnout import cron, deadline, flow, notify, retry, sleep, task
+from turnout.service.alerts import news as alert_news
 from turnout.service.alerts.expectations import Judge, Judged
+from turnout.service.alerts.watch import Alerts
 from turnout.service.domain.alerts import AlertRule
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Entry
@@ -204,6 +207,26 @@ async def test_a_restart_tells_nothing_twice_and_loses_nothing() -> None:
         await service.restart()
         await service.advance("10m")
         assert news(service) == ["opened", "recovered"]
+
+
+async def test_a_process_that_has_died_looks_at_nothing_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[Alerts] = []
+    recheck = Alerts.recheck
+
+    def counted(self: Alerts) -> None:
+        looks.append(self)
+        recheck(self)
+
+    monkeypatch.setattr(Alerts, "recheck", counted)
+    monkeypatch.setattr(alert_news, "_SHORTEST_POLL", timedelta(milliseconds=1))
+    async with serve(bill) as service:
+        await service.run(bill, -1)
+        await service._end()
+        looks.clear()
+        await asyncio.sleep(0.1)  # a look would come after 50 ms
+        assert looks == []
 
 
 # ---------------------------------------------------------------- expectations

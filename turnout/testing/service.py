@@ -509,6 +509,7 @@ class Service:
                     await self.process.stop()
                 finally:
                     self.process.windows.close()
+                    self.process.alerts.close()
                     await self.process.resources.stop()
                     self.process.pools.close()
         finally:
