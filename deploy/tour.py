@@ -183,7 +183,7 @@ def walk(tour: Tour, process: subprocess.Popen[bytes]) -> str:
     say(f"  CSV file dropped: inbox/{dropped.name}")
     done = dropped.parent / "done" / dropped.name
     wait_for("moving the file", lambda: done.exists() or None, process)
-    tour.turnout("fire", "cron:0 9 * * *")
+    tour.turnout("fire", "cron:0 7 * * *")
     say("  daily report fired; the next tick of disk_free is due within ten seconds")
     say("\n" + table(wait_for("every run", tour.runs, process)) + "\n")
     return url

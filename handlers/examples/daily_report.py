@@ -16,7 +16,7 @@ def collect(folder: str) -> dict[str, int]:
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 
-@flow(on=cron("0 9 * * *", tz="Europe/Berlin"), retry=retry(5, delay="10s"), timeout="10m")
+@flow(on=cron("0 7 * * *", tz="Europe/Berlin"), retry=retry(5, delay="10s"), timeout="10m")
 async def daily_report() -> dict[str, int]:
     """Send the report; what was counted is recorded, so a failed sending counts nothing twice."""
     counted = await collect.run("inbox/done")

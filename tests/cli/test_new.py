@@ -128,6 +128,7 @@ def test_a_project_with_everything_passes_its_tests_at_once(
     settings = tomllib.loads((folder / "turnout.toml").read_text())
     assert settings["kafka_bootstrap_servers"] == "127.0.0.1:9092"
     assert len(list(folder.glob("test_*.py"))) == 2 + len(ready)
+    assert check([folder]).problems == ()
     passes_its_tests(folder)
 
 

@@ -163,7 +163,7 @@ def test_daily_report_is_sent_again_until_it_arrives(tmp_path: Path) -> None:
         serve(tmp_path, "daily_report.py", REPORT_URL=url).start() as program,
     ):
         program.ready()
-        fire(program, "cron:0 9 * * *")
+        fire(program, "cron:0 7 * * *")
         (run,) = ended(program, "daily_report")
         assert (run["state"], run["result"]) == ("succeeded", {"files": 1, "bytes": 5})
         assert texts == ["files done: 1, bytes: 5"] * 2

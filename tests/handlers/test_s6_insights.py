@@ -65,12 +65,12 @@ def question_of(request: Request) -> str:
 
 
 class Desk:
-    """The example on files dropped into its inbox."""
+    """The example on files dropped into its folder."""
 
     def __init__(self, folder: Path, model: ModelServer, analyst: Analyst) -> None:
         self.folder, self.model, self.analyst = folder, model, analyst
         self.mark = Mark()
-        (folder / "inbox").mkdir()
+        (folder / "tables").mkdir()
         for name in ("insights.py", "_ask_frame.py"):
             (folder / name).write_text((EXAMPLES / name).read_text())
         (name, value), *_ = self.mark.env.items()  # a command has the environment it is given
@@ -97,7 +97,7 @@ class Desk:
         """Drop the rows under a name; returns the run that has ended."""
         before = len(until(self._runs, 60, "the list of runs")[0])
         (self.folder / f"{name}.part").write_text(ROWS)
-        (self.folder / f"{name}.part").rename(self.folder / "inbox" / f"{name}.csv")
+        (self.folder / f"{name}.part").rename(self.folder / "tables" / f"{name}.csv")
 
         def ended() -> dict[str, Any] | None:
             (runs,) = self._runs() or [[]]

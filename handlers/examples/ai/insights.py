@@ -32,7 +32,7 @@ def read(path: Path) -> str:
     return path.read_text()
 
 
-@flow(on=files("inbox/*.csv"))
+@flow(on=files("tables/*.csv"))
 async def insights(path: Path) -> list[str]:
     """Answer every question about one file."""
     rows = await read.run(path)
