@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -68,11 +69,18 @@ def merged(values: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> 
     return result
 
 
-def rendered(values: Path) -> str:
-    """Return what helm makes of the chart with these values, under what it was made from."""
-    done = run_helm("template", "orders", CHART, "--namespace=flows", f"--values={values}")
-    assert done.returncode == 0, done.stderr
-    return f"{_made_from(values)}\n{done.stdout.rstrip()}\n"
+def render(*values: Path) -> subprocess.CompletedProcess[str]:
+    """Have helm make what it makes of the chart with these values, for the oldest Kubernetes."""
+    files = [f"--values={file}" for file in values]
+    oldest = f"--kube-version={oldest_kubernetes()}"
+    return run_helm("template", "orders", CHART, "--namespace=flows", oldest, *files)
+
+
+def oldest_kubernetes() -> str:
+    """Return the oldest version of Kubernetes that the chart takes, such as 1.29."""
+    wanted: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"]
+    (version,) = re.findall(r"^>=(\d+\.\d+)\.0-0$", wanted)
+    return str(version)
 
 
 def kept(values: Path) -> Path:
@@ -87,7 +95,12 @@ def is_current(values: Path) -> bool:
 
 def objects(values: Path) -> list[dict[str, Any]]:
     """Return the objects that are kept."""
-    return [each for each in yaml.safe_load_all(kept(values).read_text()) if each]
+    return read(kept(values).read_text())
+
+
+def read(text: str) -> list[dict[str, Any]]:
+    """Return the objects in a text."""
+    return [each for each in yaml.safe_load_all(text) if each]
 
 
 def _made_from(values: Path) -> str:
@@ -104,4 +117,6 @@ def _sources(values: Path) -> Iterable[Path]:
 
 if __name__ == "__main__":
     for each in VALUES:
-        kept(each).write_text(rendered(each))
+        made = render(each)
+        made.check_returncode()
+        kept(each).write_text(f"{_made_from(each)}\n{made.stdout.rstrip()}\n")

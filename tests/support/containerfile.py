@@ -22,9 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from .program import until
+from .stranger import needs_namespaces
 
 _MOUNT = """
 cd "$FOLDER"
@@ -87,8 +86,7 @@ class Image:
 @contextmanager
 def build(containerfile: Path, context: Path) -> Iterator[Image]:
     """Build the image whose Containerfile is in a folder that has all that it may see."""
-    if os.getuid() != 0:
-        pytest.skip("only root can mount an image")
+    needs_namespaces()
     folder = Path(tempfile.mkdtemp(prefix="turnout-image-"))
     stages: dict[str, Image] = {}
     try:
@@ -235,11 +233,15 @@ def _identity(image: Image) -> str:
 
 @contextmanager
 def run(image: Image, *, mounts: Mapping[Path, str]) -> Iterator[Container]:
-    """Run the image's own command; its volume is a folder that is thrown away."""
-    volume = Path(tempfile.mkdtemp(prefix="turnout-volume-"))
-    shutil.copystat(image.files / image.volume.lstrip("/"), volume)
+    """Run the image's own command; its volume is thrown away.
+
+    The volume is as the kubelet makes a new disk for `fsGroup`: root's, and the group's to write.
+    """
     identity = int(_identity(image))
-    os.chown(volume, identity, identity)
+    volume = Path(tempfile.mkdtemp(prefix="turnout-volume-"))
+    (volume / "lost+found").mkdir(0o700)
+    os.chown(volume, 0, identity)
+    volume.chmod(0o2775)
     binds = {volume: image.volume, **mounts}
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "bash", "-euc", _RUN],

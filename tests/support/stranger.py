@@ -1,4 +1,4 @@
-"""A user who is not root, as services and containers run as one."""
+"""What services and containers run in: as a user who is not root, in namespaces of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import pytest
+
+from .prometheus import IN_CI
 
 
 def stranger() -> dict[str, Any]:
@@ -26,3 +28,21 @@ def interpreter() -> str:
         if tried.returncode == 0:
             return python
     pytest.skip("no Python 3.11 that a user other than root may run")
+
+
+def needs_namespaces() -> None:
+    """Fail in CI, and skip elsewhere, where this user may not make namespaces and mounts."""
+    tried = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--cgroup",
+        "mount",
+        "-t",
+        "tmpfs",
+        "x",
+        "/mnt",
+    ]
+    if os.getuid() != 0 or subprocess.run(tried, capture_output=True, check=False).returncode != 0:
+        (pytest.fail if IN_CI else pytest.skip)("it takes a root who may mount")

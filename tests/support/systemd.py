@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from .program import until
 from .prometheus import tool
+from .stranger import needs_namespaces
 
 INIT = "/lib/systemd/systemd"
 GROUP = f"turnout-test-{os.getpid()}"
@@ -123,8 +122,7 @@ class Systemd:
 @contextmanager
 def systemd(files: Path) -> Iterator[Systemd]:
     """Run a systemd that starts nothing by itself; what is in a folder is put below its root."""
-    if os.getuid() != 0:
-        pytest.skip("only root can run a systemd of its own")
+    needs_namespaces()
     tool("systemctl")
     folder = Path(tempfile.mkdtemp(prefix="turnout-systemd-"))
     try:
