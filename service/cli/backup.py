@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .exit_codes import PROBLEM
 from .options import read_duration, with_json, with_settings
-from .output import console, print_facts, print_json, say
+from .output import complain, console, print_facts, print_json, say
 from .tables import Column, table
 from .times import stamp, utc_option
 
@@ -68,10 +69,19 @@ def backup(
         ).make()  # fmt: skip
     if as_json:
         print_json(made)
+        _exit_if_it_lacks(made)
         return
     say(f"{made['file']}: {_size(made['bytes'])}, verified")
     for path in made["pruned"]:
         say(f"{path} deleted")
+    _exit_if_it_lacks(made)
+
+
+def _exit_if_it_lacks(made: dict[str, Any]) -> None:
+    """Exit 1 for a backup that could not take everything."""
+    if made["lacks"] is not None:
+        complain(f"error: {made['lacks']}")
+        raise SystemExit(PROBLEM)
 
 
 def _keep_making(
@@ -152,7 +162,10 @@ def _print(found: dict[str, Any]) -> None:
         ("events", found["event_count"]),
         ("runs", ", ".join(f"{each['count']} {each['state']}" for each in found["states"])),
     )  # fmt: skip
-    say("verified: whole, and as it was written")
+    if found["lacks"] is None:
+        say("verified: whole, and as it was written")
+    else:
+        say(f"verified, as it was written, but not whole: {found['lacks']}")
     say(
         f"runs again: the {found['unfinished']} unfinished runs go on from their recorded steps; "
         "so do those that have ended since then, steps and effects after it included"

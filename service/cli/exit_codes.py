@@ -23,7 +23,7 @@ _PROBLEMS = {
     "runs": "never",
     "events": "the filter names an event that is not clear",
     "dead list": "never",
-    "backup": "the backup is not whole, or another is under way",
+    "backup": "the journal has lost results, or another backup is under way",
     "restore": "the file is damaged, or no backup",
     "upgrade": "there is too little space for it",
     "retry": "one of the runs was refused",

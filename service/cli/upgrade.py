@@ -49,9 +49,9 @@ def upgrade(settings: Settings, only_plan: bool, as_json: bool) -> None:
 
 def _document(plan: UpgradePlan) -> dict[str, object]:
     return {
-        "version": plan.found, "newest": plan.newest, "steps": list(plan.steps),
-        "bytes": plan.bytes, "needed_bytes": plan.needed_bytes, "free_bytes": plan.free_bytes,
-        "seconds": round(plan.seconds, 1),
+        "journal_version": plan.found, "newest_version": plan.newest,
+        "migrations": list(plan.steps), "bytes": plan.bytes, "needed_bytes": plan.needed_bytes,
+        "free_bytes": plan.free_bytes, "estimated_seconds": round(plan.seconds, 1),
     }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class Backups:
         except (TurnoutError, OSError) as error:
             self._note(replace(before, failure=str(error)))
             raise
-        self._note(BackupStatus(taken_at=made.taken_at, failure=None))
+        self._note(BackupStatus(taken_at=made.taken_at, failure=lacks(made)))
         pruned = [] if self.keep is None else self._prune(made.file)
         return {**contents_of(made), "pruned": [str(path) for path in pruned]}
 
@@ -94,10 +94,22 @@ class Backups:
                 log.error("backup.failed", error=str(error), data=str(self.data))  # noqa: TRY400  it says all
             else:
                 log.info("backup.made", file=made["file"], bytes=made["bytes"])
+                if made["lacks"] is not None:
+                    log.error("backup.lacks", error=made["lacks"], file=made["file"])
                 tell(made)
             left = pause - (self.now() - began)
             if wait(max(left.total_seconds(), 0)):
                 return
+
+
+def lacks(contents: BackupContents) -> str | None:
+    """Return what a backup could not take, because the journal has lost it; None if nothing."""
+    if not contents.lost:
+        return None
+    return (
+        f"{len(contents.lost)} recorded results were missing or damaged in the journal, "
+        f"{contents.lost[0]} the first; all else is in the backup, and `turnout doctor` names them"
+    )
 
 
 def contents_of(contents: BackupContents) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def contents_of(contents: BackupContents) -> dict[str, Any]:
         "verified": True,
         "bytes": contents.bytes,
         "files": contents.files,
+        "lacks": lacks(contents),
         "event_count": contents.events,
         "program": contents.program,
         "journal_version": contents.version,

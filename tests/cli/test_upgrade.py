@@ -32,12 +32,12 @@ def version_in(data: Path) -> int:
 
 def test_a_plan_changes_nothing_and_an_upgrade_is_done_once(data: Path) -> None:
     planned = json.loads(turnout("upgrade", "--plan", "--json", "--data", data).stdout)
-    assert (planned["version"], planned["newest"]) == (24, newest_version())
-    assert planned["steps"][-1].startswith(f"{newest_version():04}")
+    assert (planned["journal_version"], planned["newest_version"]) == (24, newest_version())
+    assert planned["migrations"][-1].startswith(f"{newest_version():04}")
     assert planned["needed_bytes"] > planned["bytes"] > 0
     assert version_in(data) == 24
     shown = turnout("upgrade", "--plan", "--data", data).stdout
-    assert "version 24" in shown and planned["steps"][0] in shown
+    assert "version 24" in shown and planned["migrations"][0] in shown
 
     done = turnout("upgrade", "--data", data)
     assert done.returncode == 0

@@ -359,7 +359,7 @@ def test_results_that_a_backup_names_are_not_deleted_before_they_are_copied(
             go_on.touch()
             _, said = backup.communicate(timeout=60)
         if not honest:
-            assert backup.returncode == 74 and "cannot be read" in said, said
+            assert backup.returncode == 1 and "missing or damaged" in said, said
             return
         assert backup.returncode == 0, said
         until(lambda: not list(stored.glob("*/*")), 20, "the results deleted after the backup")

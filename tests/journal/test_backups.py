@@ -15,6 +15,7 @@ import pytest
 
 from tests.data.journals import make
 from tests.support.old_service import copy_journal
+from tests.support.program import turnout
 from turnout.service.domain.errors import BackupError, SetupError
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.backups import (
@@ -284,6 +285,32 @@ def test_the_writer_deletes_no_results_while_a_backup_is_made(data: Path, tmp_pa
         assert blobs.sweep(connection, blobs.names()) == len(LARGE)
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "shorter"])
+def test_a_result_that_the_journal_has_lost_keeps_nothing_else_out_of_a_backup(
+    data: Path, tmp_path: Path, harm: str
+) -> None:
+    path = BlobStore(data / "journal").path(name_of(LARGE))
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(LARGE[:-1] + b"?" if harm == "damaged" else LARGE[:-1])
+    made = back_up(data, tmp_path / "backups")
+    assert (made.lost, made.files) == ((name_of(LARGE),), 0)
+    again = tmp_path / "again"
+    restore(made.file, again)
+    assert rows(again / "journal" / FILE_NAME) == rows(journal_folder(data) / FILE_NAME)
+
+    folder, asked = tmp_path / "more", ("--data", data)
+    told = turnout("backup", "--to", folder, *asked)
+    assert told.returncode == 1
+    assert name_of(LARGE) in told.stderr
+    (file,) = folder.glob("*.tar")
+    looked = turnout("restore", file, "--check", *asked)
+    assert looked.returncode == 0 and "not whole" in looked.stdout
+    status = read_status(data)
+    assert status is not None and status.failure is not None and status.taken_at is not None
 
 
 def test_a_second_backup_at_the_same_time_is_refused(data: Path, tmp_path: Path) -> None:

@@ -211,6 +211,9 @@ def _by_command(session: Session, flows: Path) -> None:
     session.note("turnout backup", made)
     checked = turnout("restore", made["file"], "--check", "--json").stdout
     session.note("turnout restore", json.loads(checked))
+    for name, option in (("doctor", "--verdict"), ("next", "--wake"), ("upgrade", "--plan")):
+        said = turnout(name, option, "--json", "--data", data).stdout
+        session.note(f"turnout {name} {option}", json.loads(said))
     for listed in ("runs", "events", "flows", "triggers", "doctor"):
         command(listed)
     command("dead", "list", named=2)

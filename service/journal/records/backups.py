@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,8 @@ class BackupContents:
 
     `files` are large results and artefacts, `bytes` the size of the whole. `last_events` says when
     the last event of each trigger was accepted, of the newest 50,000, and `positions` how many
-    positions each trigger has stored.
+    positions each trigger has stored. `lost` names the results whose files were missing or damaged
+    in the journal when the backup was made: all else is in it.
     """
 
     file: Path
@@ -27,11 +28,15 @@ class BackupContents:
     runs: Mapping[str, int]
     last_events: Mapping[str, datetime]
     positions: Mapping[str, int]
+    lost: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupStatus:
-    """How backups of a data folder go: when the last good one was taken, and why a later failed."""
+    """How backups of a data folder go: when the last was taken, and what is wrong since then.
+
+    A `failure` is why a later one failed, or what the last one lacks.
+    """
 
     taken_at: datetime | None
     failure: str | None

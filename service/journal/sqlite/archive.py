@@ -22,7 +22,7 @@ from typing import Any, Self
 import apsw
 import orjson
 
-from turnout.service.domain.errors import BackupError
+from turnout.service.domain.errors import BackupError, JournalError
 
 from .blobs import CHUNK_BYTES, FOLDER, new_digest
 from .files import FILE_NAME
@@ -113,8 +113,17 @@ class ArchiveWriter:
         self._pad(size)
 
     def add_blob(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
-        """Add a blob of this size; raises `BackupError` where it has another one."""
-        self._add(f"{FOLDER}/{name[:2]}/{name}", size, chunks)
+        """Add a blob of this size; raises `BackupError` where it has another one.
+
+        Where its content cannot be read or is damaged, which `chunks` raises, it is not added.
+        """
+        begin = self._file.seek(0, os.SEEK_END)
+        try:
+            self._add(f"{FOLDER}/{name[:2]}/{name}", size, chunks)
+        except JournalError:
+            self._file.seek(begin)
+            self._file.truncate()
+            raise
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Add the manifest, which holds these facts and says how long the database is."""
@@ -174,6 +183,7 @@ class Archive:
             if any(not _BLOB.fullmatch(name) for name in self.blobs):
                 raise self.damaged("it holds files that are no results")
             self.facts = self._facts(members[_MANIFEST])
+            self.lost: tuple[str, ...] = tuple(self.facts.get("lost", ()))
         except BaseException:
             self._file.close()
             raise

@@ -23,11 +23,11 @@ from typing import Any
 
 import apsw
 
-from turnout.service.domain.errors import BackupError, JournalFull, SetupError
+from turnout.service.domain.errors import BackupError, JournalError, JournalFull, SetupError
 from turnout.service.journal.records import BackupContents
 
 from .archive import Archive, ArchiveWriter
-from .blobs import FOLDER, BlobStore
+from .blobs import CHUNK_BYTES, FOLDER, BlobStore
 from .connection import open_any_version
 from .files import NO_SPACE, journal_folder
 from .migrations import sync, version_of
@@ -62,8 +62,9 @@ def make_backup(
 ) -> BackupContents:
     """Make a backup of a data folder in `folder`, verified, and return what it holds.
 
+    A result whose file is missing or damaged in the journal is left out, and named in `lost`.
     Raises `SetupError` for folders that cannot be used, `JournalFull` where the disk is too small,
-    and `BackupError` when another backup is under way, or this one is not whole.
+    and `BackupError` when another backup is under way, or this one is not as it was written.
     """
     own = journal_folder(data)
     with _told_by_errors(folder), _opened(own) as connection:
@@ -82,7 +83,7 @@ def make_backup(
                     blobs = _blobs_of(snapshot, store)
                     _check_space(snapshot, sum(blobs.values()), folder, own, min_free_bytes)
                     _write(draft, snapshot, store, blobs, heads, taken_at, progress)
-                contents = read_backup(draft)
+                contents = read_backup(draft, progress)
                 draft.replace(path)
             except BaseException:
                 draft.unlink(missing_ok=True)
@@ -91,7 +92,7 @@ def make_backup(
     return replace(contents, file=path)
 
 
-def read_backup(path: Path) -> BackupContents:
+def read_backup(path: Path, progress: Progress = lambda _done, _total: None) -> BackupContents:
     """Read all of a backup and return what it holds.
 
     Raises `BackupError` for whatever is not as it was written, and `SetupError` for a backup of a
@@ -103,7 +104,7 @@ def read_backup(path: Path) -> BackupContents:
         with archive.database() as connection:
             try:
                 found = version_of(connection, path)
-                _check(archive, connection)
+                _check(archive, connection, progress)
                 return _contents(archive, connection, found)
             except (apsw.Error, UnicodeDecodeError) as error:
                 raise archive.damaged(str(error)) from None
@@ -232,16 +233,12 @@ def _named_blobs(connection: apsw.Connection) -> list[str]:
 
 
 def _blobs_of(connection: apsw.Connection, store: BlobStore) -> dict[str, int]:
-    """Return the sizes of the blobs that rows name."""
+    """Return the sizes of the blobs that rows name, 0 for one that is missing."""
     found = {}
     for name in _named_blobs(connection):
-        try:
+        found[name] = 0
+        with suppress(OSError):
             found[name] = store.path(name).stat().st_size
-        except OSError as error:
-            raise BackupError(
-                f"the journal is damaged: {store.path(name)}, a recorded result, cannot be read "
-                f"({error.strerror}); `turnout doctor` says what else is"
-            ) from None
     return found
 
 
@@ -279,8 +276,12 @@ def _write(
                 backup.step(_STEP_PAGES)
                 pace.copied((backup.page_count - backup.remaining) * page_bytes)
         digest = archive.digest()
+        lost = []
         for name, size in blobs.items():
-            archive.add_blob(name, size, pace.counted(store.chunks(name)))
+            try:
+                archive.add_blob(name, size, pace.counted(store.chunks(name)))
+            except JournalError:
+                lost.append(name)
         archive.finish(
             {
                 "format": _FORMAT,
@@ -290,7 +291,8 @@ def _write(
                 "version": int(snapshot.pragma("user_version")),
                 "database": digest,
                 "heads": heads,
-                "files": len(blobs),
+                "files": len(blobs) - len(lost),
+                "lost": lost,
             }
         )
 
@@ -324,10 +326,10 @@ class _Pace:
             self.copied(self._done + len(chunk))
 
 
-def _check(archive: Archive, connection: apsw.Connection) -> None:
-    facts = archive.facts
-    for _ in archive.database_chunks():
-        pass
+def _check(archive: Archive, connection: apsw.Connection, progress: Progress) -> None:
+    facts, total = archive.facts, archive.database_bytes
+    for number, _ in enumerate(archive.database_chunks()):
+        progress(min(number * CHUNK_BYTES, total), total)
     problem = connection.execute("PRAGMA integrity_check(1)").get
     if problem != "ok":
         raise archive.damaged(str(problem))
@@ -338,10 +340,9 @@ def _check(archive: Archive, connection: apsw.Connection) -> None:
     ]
     if missing:
         raise archive.damaged("its newest events or runs are missing")
-    named = _named_blobs(connection)
-    for name in named:
-        for _ in archive.blob_chunks(name):
-            pass
+    for name in _named_blobs(connection):
+        for _ in archive.blob_chunks(name) if name not in archive.lost else ():
+            progress(total, total)
 
 
 def _contents(archive: Archive, connection: apsw.Connection, found: int) -> BackupContents:
@@ -360,4 +361,5 @@ def _contents(archive: Archive, connection: apsw.Connection, found: int) -> Back
         runs=pairs("runs"),
         last_events={trigger: instant(at) for trigger, at in last.items()},
         positions=pairs("positions"),
+        lost=archive.lost,
     )
