@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.support.collector import CALLER, TRACE, TRACEPARENT, Collector, collecting
+from tests.support.collector import CALLER, TRACE, TRACEPARENT, Collector, collecting, noted
 from tests.support.program import Program, until
 from tests.support.stub_http import Reply
 
@@ -120,14 +118,6 @@ def arrived(collector: Collector, name: str, count: int = 1) -> None:
     until(lambda: len(collector.named(name)) >= count, 20, f"{count} spans named {name}")
 
 
-def noted(program: Program) -> int:
-    """Return of how many runs the journal knows that their span was sent."""
-    address = f"file:{program.data}/journal/journal.db?mode=ro"
-    with closing(sqlite3.connect(address, uri=True)) as journal:
-        asked = "SELECT count(*) FROM traced_runs WHERE sent = 1"
-        return int(journal.execute(asked).fetchone()[0])
-
-
 def test_a_run_is_one_tree_also_after_a_kill_in_the_middle(
     tmp_path: Path, collector: Collector
 ) -> None:
@@ -137,7 +127,7 @@ def test_a_run_is_one_tree_also_after_a_kill_in_the_middle(
         program.post("order", {})
         until((tmp_path / "held-3").exists, 20, "the third step")
         arrived(collector, "step step", 4)
-        until(lambda: noted(program) == 1, 20, "a note of the child's span")
+        until(lambda: noted(program.data) == 1, 20, "a note of the child's span")
         program.kill()
         (tmp_path / "hold-3").unlink()
         program.start().ready()
@@ -299,7 +289,6 @@ def test_a_collector_that_is_away_is_told_and_gets_the_spans_of_runs_later(
     program.post("fail", {})
     program.said("traces.not_sent", 20)
     collector.answers(Reply())
-    collector.stub.asked.clear()
     program.stop()
     program.start().ready()
     arrived(collector, "run fail")

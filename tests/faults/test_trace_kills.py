@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Say
-from tests.support.collector import collecting
+from tests.support.collector import Collector, collecting, noted
 from tests.support.program import Program, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -48,6 +48,10 @@ def at_most_left(program: Program, count: int) -> bool:
     return program.unfinished() <= count
 
 
+def all_noted(program: Program, collector: Collector) -> bool:
+    return noted(program.data) == len(collector.runs())
+
+
 def test_each_span_comes_once_and_under_its_parent(tmp_path: Path, say: Say, full: bool) -> None:
     kills = 40 if full else 3
     (tmp_path / "flows.py").write_text(FLOWS)
@@ -62,11 +66,12 @@ def test_each_span_comes_once_and_under_its_parent(tmp_path: Path, say: Say, ful
             for _ in range(kills):
                 program.start().ready()
                 runs += [program.post("order", {}) for _ in range(5)]
-                # By how many runs are left, not by a span that arrives: the collector's answer may
-                # be on its way then, and whether it was sent is not known.
                 left = chance.randrange(8)
                 until(partial(at_most_left, program, left), 30, "the moment of the kill")
-                program.kill()
+                # What the collector has taken while its answer is on its way is sent once more.
+                with collector.shut():
+                    until(partial(all_noted, program, collector), 30, "a note of what was taken")
+                    program.kill()
             program.start().ready()
             program.quiet(60)
             until(lambda: len(collector.named("run done")) >= len(runs), 40, "the last runs")

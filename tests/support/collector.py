@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from .stub_http import Reply, Stub, stubbed
+from .stub_http import Asked, Reply, Stub, stubbed
 
 TRACES = "/v1/traces"
 
@@ -35,24 +38,47 @@ class Received:
 
 
 class Collector:
-    """The spans that have arrived, each as often as it did; `env` is for the program."""
+    """The spans that were taken, each as often as it was; `env` is for the program."""
 
     def __init__(self, stub: Stub) -> None:
         self.stub = stub
         self.stub.replies[TRACES] = [Reply()]
+        self.stub.when_asked = self._take
+        self._taken: list[Received] = []
+        self._taking = threading.Lock()
+        self._times_shut = 0
         self.env = {"OTEL_EXPORTER_OTLP_ENDPOINT": stub.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
 
     @property
     def spans(self) -> list[Received]:
         """All spans so far, in the order of their start."""
-        asked = [each for each in list(self.stub.asked) if each.path == TRACES]
-        return sorted(
-            (span for each in asked for span in _decoded(each.body)), key=lambda span: span.start
-        )
+        return sorted(self._taken, key=lambda span: span.start)
 
     def named(self, name: str) -> list[Received]:
         """The spans of a name."""
         return [span for span in self.spans if span.name == name]
+
+    def _take(self, asked: Asked) -> None:
+        times_shut = self._times_shut
+        with self._taking:
+            takes = self.stub.replies[TRACES][0].status == 200
+            if asked.path == TRACES and takes and self._times_shut == times_shut:
+                self._taken += _decoded(asked.body)
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Take nothing, and answer nobody: what is sent meanwhile has not arrived."""
+        with self._taking:
+            self._times_shut += 1
+            try:
+                yield
+            finally:
+                self._times_shut += 1
+
+    def runs(self) -> set[str]:
+        """The runs whose span has arrived."""
+        spans = [span for span in self.spans if span.name.startswith("run ")]
+        return {str(span.attributes["turnout.run.id"]) for span in spans}
 
     def answers(self, *replies: Reply) -> None:
         """Answer like this from now on."""
@@ -84,6 +110,14 @@ def collecting() -> Iterator[Collector]:
     """Run a collector."""
     with stubbed() as stub:
         yield Collector(stub)
+
+
+def noted(data: Path) -> int:
+    """Return of how many runs a journal knows that their span was sent."""
+    address = f"file:{data}/journal/journal.db?mode=ro"
+    with closing(sqlite3.connect(address, uri=True)) as journal:
+        asked = "SELECT count(*) FROM traced_runs WHERE sent = 1"
+        return int(journal.execute(asked).fetchone()[0])
 
 
 def _decoded(body: bytes) -> Iterator[Received]:
