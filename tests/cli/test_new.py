@@ -197,6 +197,25 @@ def test_every_example_names_the_settings_that_it_takes() -> None:
             assert [each for each in taken if f"`{each}`" not in told] == [], file.name
 
 
+def test_an_example_has_sixty_lines_at_most() -> None:
+    """Of code: without blank lines, comments and docstrings."""
+    for example in EXAMPLES.values():
+        for file in (example.file, *example.beside):
+            source = file.read_text("utf-8")
+            told = {
+                number
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                for number in range(node.lineno, (node.end_lineno or 0) + 1)
+            }
+            code = [
+                line
+                for number, line in enumerate(source.splitlines(), 1)
+                if number not in told and line.strip() and not line.lstrip().startswith("#")
+            ]
+            assert len(code) <= 60, file.name
+
+
 PACKAGES = {
     "autogluon": "autogluon.tabular",
     "langchain_openai": "langchain-openai",
