@@ -360,7 +360,7 @@ def _variable(name: str) -> str:
     return f"TURNOUT_{name.upper()}"
 
 
-_NOT_SETTINGS = frozenset({"TURNOUT_CONFIG", "TURNOUT_KAFKA_CACHE"})
+_NOT_SETTINGS = frozenset({"TURNOUT_CONFIG", "TURNOUT_KAFKA_CACHE", "TURNOUT_STEP_KEY"})
 
 
 def _refuse_unknown(values: dict[str, Any], file: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from turnout.handlers.actions.shell_command import STEP_KEY
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import LONGEST
 from turnout.service.settings import load
@@ -36,6 +37,11 @@ def test_a_misspelt_key_is_refused_with_a_guess(
     monkeypatch.setenv("TURNOUT_GRAZE", "5s")
     with pytest.raises(SetupError, match=r"TURNOUT_GRAZE.*'grace'"):
         load(config)
+
+
+def test_a_command_that_a_flow_runs_may_be_one_of_turnout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STEP_KEY, "run/step#1")
+    assert load(None).port == 8080
 
 
 def test_a_setting_is_taken_by_its_old_name_with_a_warning(

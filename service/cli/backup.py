@@ -58,7 +58,8 @@ def backup(
     from turnout.service.operate.backups import Backups
 
     interval = None if every is None else read_duration("--every", every)
-    os.nice(_LESS_URGENT)
+    with suppress(PermissionError):  # a sandbox may refuse it: deploy/turnout.service does
+        os.nice(_LESS_URGENT)
     if interval is not None:
         _keep_making(settings, folder, keep, interval, as_json=as_json)
         return

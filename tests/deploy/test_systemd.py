@@ -112,8 +112,10 @@ def square(number):
 @flow(on=webhook("/probe", verify="none", respond=True))
 async def probe(data: dict):
     said = await shell(["echo", "hello"])
+    saved = await shell("/opt/turnout/bin/turnout backup --data data --to backups", shell=True)
     squared = await square.run(data["number"])
-    return {"tried": await attempts.run(), "square": squared, "said": said.stdout}
+    made = {"said": said.stdout, "saved": saved.exit_code, "square": squared}
+    return {**made, "tried": await attempts.run()}
 """
 
 
@@ -168,7 +170,7 @@ def send(machine: Systemd) -> dict[str, object]:
 def test_service_works_in_its_sandbox_and_is_started_again(machine: Systemd) -> None:
     type_in(machine, page_commands()[-1])
     result = send(machine)
-    assert (result["said"], result["square"]) == ("hello\n", 49)
+    assert (result["said"], result["square"], result["saved"]) == ("hello\n", 49, 0)
     assert result["tried"] == {
         "write the program": "Read-only file system",
         "write the settings": "Read-only file system",
