@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from tests.conftest import Say
 from tests.support.injected_clock import InjectedClock
 from tests.support.program import Program, until
+from tests.support.smtp_sink import smtp_sink
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout.service.cli import cli
 
@@ -48,6 +49,22 @@ async def books(data: dict[str, int]) -> None: ...
 
 @flow(on=webhook("/pull"), on_failure=PAGER, expect_every="2h")
 async def pull(data: dict[str, int]) -> None: ...
+"""
+
+OUTAGE = """
+import os
+from turnout import flow, notify, sleep, webhook
+
+PAGER = notify.webhook(os.environ["PAGER"])
+
+@flow(on=webhook("/asks"), on_failure=PAGER)
+async def asks(order: dict[str, int]) -> None:
+    if order["amount"] < 0:
+        raise type(f"Error{-order['amount']}", (Exception,), {})
+
+@flow(on=webhook("/slow"), on_failure=notify.email("ops@example.com"), finish_within="30m")
+async def slow(data: dict[str, int]) -> None:
+    await sleep("45m")
 """
 
 
@@ -138,6 +155,43 @@ def test_failures_of_one_cause_over_a_restart_are_few_messages_and_one_recovery(
     say(f"{failures} failures over a restart: {len(said) - 1} messages and one recovery")
 
 
+def test_an_outage_is_twenty_messages_and_a_summary_and_its_end_is_one(
+    program: Program, pager: Stub, clock: InjectedClock
+) -> None:
+    program.flows.write_text(OUTAGE)
+    program.start().ready()
+    fails(program, "asks", 26)
+    until(lambda: rows(program, "alert_messages WHERE held = 1") == 6, 15, "6 are held back")
+    clock.set("+61m")
+    until(lambda: len(pager.to("/pager")) >= 21, 15, "a summary")
+    succeeds(program, "asks")
+    clock.set("+70m")
+    until(lambda: len(pager.to("/pager")) >= 22, 15, "a recovery")
+    said = [json.loads(asked.body) for asked in pager.to("/pager")]
+    assert [each["news"] for each in said] == ["opened"] * 20 + ["summary"] * 2
+    assert said[20]["text"].startswith("6 alerts that were held back\n")
+    assert said[21]["text"].startswith("asks has recovered: 26 alerts are over\n")
+
+
+def test_a_run_that_is_late_is_told_by_mail(program: Program, clock: InjectedClock) -> None:
+    program.flows.write_text(OUTAGE)
+    with smtp_sink() as sink:
+        program.env = {**program.env, "SMTP_URL": f"smtp://127.0.0.1:{sink.port}"}
+        program.start().ready()
+        run = program.post("slow", {})
+        until(lambda: program.metrics("turnout_runs").get('state="waiting"') == 1, 15, "it sleeps")
+        clock.set("+31m")
+        until(lambda: sink.mails, 15, "a mail")
+        clock.set("+46m")
+        program.quiet(15)
+        clock.set("+60m")
+        until(lambda: len(sink.mails) == 2, 15, "another one")
+    late, over = sink.mails
+    assert (late["To"], late["Subject"]) == ("ops@example.com", "slow is late")
+    assert run in str(late.get_payload())
+    assert over["Subject"] == "slow has recovered: it is late"
+
+
 def test_deadlines_that_passed_while_it_was_down_are_told_once_within_5_s_of_the_start(
     program: Program, pager: Stub, clock: InjectedClock
 ) -> None:
@@ -160,12 +214,15 @@ def test_deadlines_that_passed_while_it_was_down_are_told_once_within_5_s_of_the
 
 def expected(program: Program, flow: str) -> int:
     """Return how many things are expected of a flow, as the journal knows it."""
+    return rows(program, "expectations WHERE flow = ?", flow)
+
+
+def rows(program: Program, which: str, *values: str) -> int:
+    """Return how many such rows the journal has."""
     path = str(program.data / "journal" / "journal.db")
     with closing(apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)) as connection:
         connection.set_busy_timeout(5000)
-        return int(
-            connection.execute("SELECT count(*) FROM expectations WHERE flow = ?", (flow,)).get
-        )
+        return int(connection.execute(f"SELECT count(*) FROM {which}", values).get)
 
 
 def test_a_clock_set_back_at_a_restart_opens_nothing_twice_and_holds_nothing_back(
