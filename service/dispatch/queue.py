@@ -508,12 +508,16 @@ class Queue:
     def clear(self, known_due: Container[int] = ()) -> None:
         """Drop all runs in memory; they are read again from the journal.
 
-        Except for those that are known to be due, they release their ordering keys: one that was
-        cancelled would never do so.
+        Except for those that are known to be due, they release their ordering keys and slots: one
+        that was cancelled would never do so.
         """
         for run in self.rows():
-            if run.order_key is not None and run.seq not in known_due:
+            if run.seq in known_due:
+                continue
+            if run.order_key is not None:
                 self.gates.order.let_go(run.order_key, run.id)
+            for gate in self.gates.held:
+                gate.let_go(run)
         for head in self._heads.values():
             head.clear()
         self.release()

@@ -147,10 +147,19 @@ class FlowGates:
         return self._counting
 
     def ask(self, run: Candidate, now: datetime) -> Refusal | None:
-        """Do as `admit` for a run that is written: if it is refused, it holds its ordering key."""
+        """Do as `admit` for a run that is written: if it is refused, it holds its ordering key.
+
+        One that waits for isolation has its slots back meanwhile: it had begun as the process died.
+        """
         refusal = self.admit(run, now)
-        if refusal is not None and run.order_key is not None:
+        if refusal is None:
+            return None
+        if run.order_key is not None:
             self.order.hold(run)
+        if refusal.gate is self._admission.isolation:
+            for gate in self.held:
+                if gate.check(run, now) is None:
+                    gate.hold(run)
         return refusal
 
     def enter(self, run: Candidate, now: datetime) -> None:

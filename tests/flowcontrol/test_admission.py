@@ -28,6 +28,23 @@ def test_a_full_service_admits_nothing_until_a_run_leaves() -> None:
     assert refused_by(flow, Asking("2")) is None
 
 
+def test_an_isolated_run_keeps_its_slot_from_others_while_it_waits_to_run_alone() -> None:
+    admission = Admission(10)
+    flow = gates(admission, concurrency=limit(1, per=lambda event: event.id, hold="run"))
+    alone, keys = Asking("0", isolated=True, keys={"limit": "b"}), {"limit": "a"}
+    assert refused_by(flow, alone) is None
+    isolated = Asking("1", isolated=True, keys=keys)
+    assert refused_by(flow, isolated) == "isolation"
+    assert refused_by(flow, Asking("2", keys=keys)) == "limit"
+    flow.leave(alone, keeps_key=False)
+    assert refused_by(flow, isolated) is None
+    flow.leave(isolated, keeps_key=False)
+    taken = Asking("2", keys=keys)
+    assert refused_by(flow, taken) is None
+    assert refused_by(flow, Asking("3", isolated=True, keys=keys)) == "limit"
+    flow.leave(taken, keeps_key=False)
+
+
 def test_a_flow_limit_leaves_slots_to_other_flows() -> None:
     admission = Admission(10)
     bill, load = gates(admission, concurrency=limit(1)), gates(admission)

@@ -5,11 +5,13 @@ It says which start was wrong, and, when the service rests, which run should hav
 every question of all runs anew: what is in use is counted from the states of the runs.
 
 Not promised, so not checked: the place in order of a dead letter that an operator has retried while
-its flow was being served again, or not any more, and whose turn an isolated run takes.
+its flow was being served again, or not any more, whose turn an isolated run takes, and whether it
+has its slot at a limit that holds while it waits to run alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -378,10 +380,24 @@ class DispatchSimulator:
         """Whether a run that may start has to: none that may go before it is kept from starting."""
         if run.leftovers or any(other.stranded for other in self.live):
             return False
+        if any(self._may_keep_slot(other, limit) for limit, other in self._slot_rivals(run)):
+            return False
         if not self._has_order(run):
             return True
         rivals = [other for other in self.same_key(run) if other.state is S.QUEUED]
         return all(not why or "order" in why for why in map(self.why_not, rivals))
+
+    def _slot_rivals(self, run: SimulatedRun) -> Iterator[tuple[SimulatedLimit, SimulatedRun]]:
+        """Yield the other runs that may keep a slot which a run wants, with the limit."""
+        for limit in run.flow.limits:
+            for other in self.live if limit.holds and run.key_of(limit) is not None else ():
+                is_same = limit in other.flow.limits and other.key_of(limit) == run.key_of(limit)
+                if is_same and other is not run:
+                    yield limit, other
+
+    def _may_keep_slot(self, run: SimulatedRun, limit: SimulatedLimit) -> bool:
+        """Whether a queued run may have a slot of a limit: while it waits to run alone."""
+        return limit.holds and run.state is S.QUEUED and self._is_isolated(run)
 
     # ------------------------------------------------------------ starts and turns
 
@@ -485,8 +501,11 @@ class DispatchSimulator:
         for limit, counted in zip(flow.limits, used, strict=True):
             runs = [run for run in self.live if limit in run.flow.limits]
             keys = {key for run in runs if (key := run.key_of(limit)) is not None}
-            recount = {key or None: count for key in keys if (count := self.used_of(limit, key))}
-            if {key: count for key, count in counted.items() if count} != recount:
+            least = Counter({key or None: self.used_of(limit, key) for key in keys})
+            kept = [run.key_of(limit) for run in runs if self._may_keep_slot(run, limit)]
+            most = least + Counter(key or None for key in kept if key is not None)
+            recount = +least
+            if not recount <= Counter(counted) <= most:
                 self.faults.append(
                     f"{limit} of flow {flow.number} counts {dict(counted)} slots, not {recount}"
                 )
