@@ -380,20 +380,21 @@ class DispatchSimulator:
         """Whether a run that may start has to: none that may go before it is kept from starting."""
         if run.leftovers or any(other.stranded for other in self.live):
             return False
-        if any(self._may_keep_slot(other, limit) for limit, other in self._slot_rivals(run)):
+        if self._may_lack_a_kept_slot(run):
             return False
         if not self._has_order(run):
             return True
         rivals = [other for other in self.same_key(run) if other.state is S.QUEUED]
         return all(not why or "order" in why for why in map(self.why_not, rivals))
 
-    def _slot_rivals(self, run: SimulatedRun) -> Iterator[tuple[SimulatedLimit, SimulatedRun]]:
-        """Yield the other runs that may keep a slot which a run wants, with the limit."""
-        for limit in run.flow.limits:
-            for other in self.live if limit.holds and run.key_of(limit) is not None else ():
-                is_same = limit in other.flow.limits and other.key_of(limit) == run.key_of(limit)
-                if is_same and other is not run:
-                    yield limit, other
+    def _may_lack_a_kept_slot(self, run: SimulatedRun) -> bool:
+        """Whether another run may keep a slot that a run wants."""
+        return any(
+            self._may_keep_slot(other, limit) and other.key_of(limit) == run.key_of(limit)
+            for limit in run.flow.limits
+            for other in (self.live if limit.holds and run.key_of(limit) is not None else ())
+            if other is not run and limit in other.flow.limits
+        )
 
     def _may_keep_slot(self, run: SimulatedRun, limit: SimulatedLimit) -> bool:
         """Whether a queued run may have a slot of a limit: while it waits to run alone."""
@@ -480,7 +481,7 @@ class DispatchSimulator:
             self._fault(run, "could start and does not")
         for run in self.runs.values():
             why = self.why_not(run)
-            certain = self._is_certain(run)
+            certain = self._is_certain(run) and not self._may_lack_a_kept_slot(run)
             run.ready = not why - {"slots", "flow"} and certain and not self._is_isolated(run)
             run.passed = run.passed if run.ready else 0
             if run.flow.served and self._has_order(run):  # also of runs that are over
