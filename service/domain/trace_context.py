@@ -88,4 +88,4 @@ class Sampler(NamedTuple):
         """Whether a trace is recorded."""
         if parent is not None and self.follows_parent:
             return parent.sampled
-        return int(trace_id[16:], 16) < round(self.share * _IDS)
+        return int(trace_id[16:], 16) < self.share * _IDS

@@ -42,7 +42,7 @@ def trace_attempt(
     ended_at: datetime,
 ) -> None:
     """Send the span of an attempt whose outcome is on disk; looks that found nothing have none."""
-    trace = _trace_of(tracer, run, state)
+    trace = state.trace or _trace_of(tracer, run, state)
     if not trace.own.sampled:
         return
     if not outcome.repeats:
@@ -72,7 +72,7 @@ def trace_step(context: RunContext, record: StepRecord) -> None:
     tracer = services.tracer
     if tracer is None or record.origin is not None:
         return
-    trace = _trace_of(tracer, run, context.attempt_state)
+    trace = context.attempt_state.trace or _trace_of(tracer, run, context.attempt_state)
     if not trace.own.sampled:
         return
     tries = record.tries - (record.state == "retrying")  # it tells of the next try

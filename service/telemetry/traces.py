@@ -74,7 +74,7 @@ def trace_of_run(
 ) -> RunTrace:
     """Return the trace of a run: that of its event, if one came with it and `is_caused`."""
     trace_id, span_id = trace_context.ids_of_run(run_id)
-    parent = trace_context.read(carried) if is_caused else None
+    parent = trace_context.read(carried) if is_caused and carried else None
     state = None
     if parent is not None:
         trace_id, state = parent.trace_id, trace_context.state_of(carried)
