@@ -146,6 +146,7 @@ def passes_its_tests(folder: Path, env: Mapping[str, str] | None = None, behind:
 
 ELSEWHERE = {
     "aws_machines": "clients",
+    "aws_secrets": "clients",
     "backup": "clients",
     "automl": "h2o",
     "leaderboard": "autogluon",
@@ -156,6 +157,7 @@ ELSEWHERE = {
     "prices": "browser",
     "readings": "data",
     "sftp_drop": "clients",
+    "sqs_orders": "clients",
 }
 """By example that needs what the tests do not have: the environment that has it."""
 

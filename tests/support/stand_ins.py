@@ -27,6 +27,10 @@ AWS = {
 }
 
 
+_TARGETS = {"sqs": ("AmazonSQS", "1.0"), "secretsmanager": ("secretsmanager", "1.1")}
+"""By service: what AWS calls it in requests of JSON, and which JSON it is."""
+
+
 class Cluster:
     """A running Kubernetes API."""
 
@@ -93,6 +97,17 @@ class Cloud:
         )
         with urllib.request.urlopen(asking, timeout=60) as answer:
             return str(answer.read().decode())
+
+    def ask(self, service: str, action: str, **fields: Any) -> Any:
+        """Ask a service that speaks JSON; returns its answer."""
+        target, version = _TARGETS[service]
+        headers = _signed(service) | {
+            "X-Amz-Target": f"{target}.{action}",
+            "Content-Type": f"application/x-amz-json-{version}",
+        }
+        asking = urllib.request.Request(self.url, json.dumps(fields).encode(), headers)
+        with urllib.request.urlopen(asking, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
 
     def s3(self, path: str, body: bytes | None = None, method: str = "GET") -> tuple[str, str]:
         """Ask S3 for `BUCKET/NAME`, or with a query; returns its headers and its answer."""
