@@ -28,9 +28,10 @@ READS = {
 }  # fmt: skip
 """What changes nothing."""
 
-BY_THEMSELVES = {"backup", "new", "restore", "run", "serve"}
+BY_THEMSELVES = {"backup", "new", "restore", "run", "serve", "upgrade"}
 """They change no journal: a new file or folder, a temporary journal (`run --dry-run` is another
-thing). `restore` moves aside what is there, and `--check` is its dry run."""
+thing). `restore` moves aside what is there, and `--check` is its dry run; that of `upgrade` is
+`--plan`."""
 
 ASKS = {"cache clear", "pending drop", "resume", "state clear", "trigger seek"}
 """What ends or deletes something that cannot be had again asks first."""

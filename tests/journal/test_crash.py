@@ -254,6 +254,8 @@ class JournalMachine(RuleBasedStateMachine):
         except Refused:
             assert known.state in UNFINISHED
         else:
+            if known.state is S.RETRYING:
+                return  # its next try is due now
             assert known.state not in UNFINISHED
             known.state, known.attempts, known.dead, known.consecutive_crashes = (
                 S.QUEUED,
