@@ -34,7 +34,7 @@ after = migrations._steps_after
 migrations._steps_after = lambda version: Slowly(after(version))
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def test_wheel_built_twice_is_the_same(wheel: Path, context: Path, tmp_path: Pat
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.full
 def test_bill_of_materials_lists_the_lock_and_is_the_same_twice(tmp_path: Path) -> None:
     made = []
     for name in ("one.json", "two.json"):

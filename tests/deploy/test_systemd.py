@@ -166,6 +166,7 @@ def send(machine: Systemd) -> dict[str, object]:
     return answer
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 def test_service_works_in_its_sandbox_and_is_started_again(machine: Systemd) -> None:
     type_in(machine, page_commands()[-1])

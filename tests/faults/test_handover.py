@@ -120,7 +120,7 @@ def test_a_spike_onto_a_service_that_is_gone_is_kept(
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [pytest.param(60, marks=pytest.mark.full)])
 def test_a_request_just_as_it_goes_is_answered(tmp_path: Path, seed: int, count: int) -> None:
     """Posts at about the instant at which the service finds itself idle."""
     program, dice = program_in(tmp_path, TURNOUT_IDLE_EXIT="1s"), random.Random(seed)

@@ -54,18 +54,20 @@ class Forked:
         self.pid = pid
         self.returncode: int | None = None
         self._ended = ended
+        self._asking = threading.Lock()  # a supervisor in a thread asks too
 
     def poll(self) -> int | None:
         """Return how it ended, or None while it runs."""
-        if self.returncode is None:
-            try:
-                told = os.read(self._ended, 16)
-            except BlockingIOError:
-                return None
-            os.close(self._ended)
-            assert told, "the warm interpreter has ended"
-            self.returncode = int(told)
-        return self.returncode
+        with self._asking:
+            if self.returncode is None:
+                try:
+                    told = os.read(self._ended, 16)
+                except BlockingIOError:
+                    return None
+                os.close(self._ended)
+                assert told, "the warm interpreter has ended"
+                self.returncode = int(told)
+            return self.returncode
 
     def wait(self, timeout: float) -> int:
         """Return how it ended, once it has."""
