@@ -10,7 +10,7 @@ import asyncio
 import time
 from datetime import timedelta
 
-from turnout.service.domain.errors import SetupError
+from turnout.service.domain.errors import JournalError, SetupError
 from turnout.service.domain.trigger import ReadTrigger, parts_of
 from turnout.service.http.server.server import Server
 from turnout.service.project import Project
@@ -56,15 +56,26 @@ async def _until_idle(process: Process, server: Server, after: timedelta) -> Non
             busy_at = time.monotonic()
         if time.monotonic() - max(busy_at, server.peers.empty_since) < after.total_seconds():
             continue
-        watching = _watching(process.project)  # of flow files that were loaded meanwhile
-        kept_by = watching[0] if watching else await process.wanted.kept_by()
-        if kept_by is not None:
+        what = await kept_by(process)
+        if what is not None:
             busy_at = time.monotonic()
-            if kept_by != reported:
-                log.info("service.kept", by=kept_by)
-                reported = kept_by
+            if what != reported:
+                log.info("service.kept", by=what)
+                reported = what
         elif not len(server.peers):
             return
+
+
+async def kept_by(process: Process) -> str | None:
+    """Return what keeps the service, None if it may go and can write when it must be back."""
+    watching = _watching(process.project)  # of flow files that were loaded meanwhile
+    troubles = [*process.problems(), *watching]
+    if troubles:
+        return troubles[0]
+    try:
+        return await process.wanted.kept_by()
+    except JournalError as error:
+        return str(error)
 
 
 def _watching(project: Project) -> list[str]:

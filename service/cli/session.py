@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -214,8 +214,9 @@ async def _wake(settings: Settings) -> bool:
         return False
     try:
         for _ in range(_WAKING_TRIES):
-            if await service_url(settings) is not None:
-                return True
+            with suppress(Unavailable):  # it starts
+                if await service_url(settings) is not None:
+                    return True
             await asyncio.sleep(_STARTING_PAUSE_SECONDS)
     finally:
         writer.close()

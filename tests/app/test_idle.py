@@ -27,6 +27,8 @@ from turnout import (
     sleep,
     task,
 )
+from turnout.service.app.idle import kept_by
+from turnout.service.domain.errors import Overloaded
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
@@ -154,6 +156,13 @@ async def rarely() -> None: ...
 
 @flow(on=batch(event("item"), 10, "2d"))
 async def collects(events: list[Event]) -> None: ...
+
+
+async def test_a_disk_that_is_full_keeps_it(tmp_path: Path) -> None:
+    async with running(tmp_path, [works], min_free_bytes=2**60) as service:
+        with pytest.raises(Overloaded):
+            await service.send()
+        assert "no new events are accepted" in str(await kept_by(service.process))
 
 
 async def test_nothing_keeps_it(tmp_path: Path) -> None:

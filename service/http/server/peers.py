@@ -40,7 +40,7 @@ class Peer(Protocol):
 class Peers:
     """The connections of one server; `emptied` is set when the last one is gone.
 
-    `empty_since` is the loop's time since when there is none, infinity while there is one.
+    `empty_since` is the monotonic time since when there is none, infinity while there is one.
     """
 
     def __init__(self, most: int, proxies: Proxies) -> None:

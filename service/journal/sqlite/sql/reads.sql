@@ -87,7 +87,7 @@ WHERE state = 'scheduled' OR state = 'retrying' GROUP BY flow;
 -- Whether a waiting run polls.
 SELECT 1 FROM runs AS r INDEXED BY runs_due JOIN steps AS s ON s.run_seq = r.seq
 WHERE r.state = 'waiting' AND s.state = 'waiting' AND s.finished_at IS NULL
-    AND s.result ->> '$.poll' IS NOT NULL
+    AND s.encoding = 'json' AND CAST(s.result AS TEXT) ->> '$.poll' IS NOT NULL
 LIMIT 1;
 
 -- name: open_steps
