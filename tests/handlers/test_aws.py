@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +19,7 @@ import pytest
 from tests.support import CHECKOUT
 from tests.support.boundaries import behind_ours, killed_at
 from tests.support.program import Program, environment, killed_once, supervised, until
-from tests.support.stand_ins import Cloud, aws
+from tests.support.stand_ins import Cloud
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -59,31 +58,12 @@ class Served:
         answer = self.program.ask(path, method="POST", headers=headers)
         if answer is None or answer.status not in (200, 202):
             return False
-        until(self._is_quiet, PATIENCE, "no unfinished run")
+        until(self.program.is_quiet, PATIENCE, "no unfinished run")
         return True
-
-    def _is_quiet(self) -> bool:
-        try:
-            return self.program.unfinished() == 0
-        except AssertionError:  # it is down
-            return False
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.program.api(f"/runs?flow={flow}")["items"]
         return found
-
-
-@pytest.fixture(scope="module")
-def started_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with aws(tmp_path_factory.mktemp("aws")) as cloud:
-        yield cloud
-
-
-@pytest.fixture
-def cloud(started_cloud: Cloud) -> Cloud:
-    """An AWS without anything; it takes seconds to start."""
-    started_cloud.reset()
-    return started_cloud
 
 
 # ---------------------------------------------------------------- SQS

@@ -27,7 +27,7 @@ from tests.support import CHECKOUT
 from tests.support.boundaries import behind_ours, killed_at
 from tests.support.peer_server import stub
 from tests.support.program import Program, killed_once, supervised, until
-from tests.support.stand_ins import Cloud, aws, sftp
+from tests.support.stand_ins import Cloud, sftp
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
@@ -83,12 +83,6 @@ STEP_OF = {
 """Each effect of a backup, and the step that has it."""
 
 OLD = [f"shop/2025-01-0{day}T020000.dump" for day in range(1, 8)]
-
-
-@pytest.fixture(scope="module")
-def started_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with aws(tmp_path_factory.mktemp("aws")) as cloud:
-        yield cloud
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.support.injected_clock import InjectedClock
 from tests.support.peer_server import Stub, stub
 from tests.support.ports import free_port
 from tests.support.program import Program, environment, supervised, until
-from tests.support.stand_ins import Cloud, Cluster, aws, kubernetes
+from tests.support.stand_ins import Cloud, Cluster, kubernetes
 from tests.support.stub_http import Reply, stubbed
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -100,32 +100,13 @@ class Infrastructure:
     def autoscaled(self) -> str:
         """Have it look, and wait until all is done that it wants; returns what it said."""
         run = self.ended(self.program.post("alerts/health", {}))
-        until(self._is_quiet, PATIENCE, "no unfinished run")
+        until(self.program.is_quiet, PATIENCE, "no unfinished run")
         assert run["state"] == "succeeded", run["error"]
         return str(run["result"])
-
-    def _is_quiet(self) -> bool:
-        try:
-            return self.program.unfinished() == 0
-        except AssertionError:  # it is down
-            return False
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.program.api(f"/runs?flow={flow}")["items"]
         return found
-
-
-@pytest.fixture(scope="module")
-def started_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with aws(tmp_path_factory.mktemp("aws")) as cloud:
-        yield cloud
-
-
-@pytest.fixture
-def cloud(started_cloud: Cloud) -> Cloud:
-    """An AWS without machines; it takes seconds to start."""
-    started_cloud.reset()
-    return started_cloud
 
 
 @pytest.fixture(scope="module")

@@ -289,6 +289,13 @@ class Program:
         """Return how many runs have not ended."""
         return int(sum(self.metrics("turnout_runs").values()))
 
+    def is_quiet(self) -> bool:
+        """Whether it answers, and every run has ended."""
+        try:
+            return self.unfinished() == 0
+        except AssertionError:  # it is down
+            return False
+
     def quiet(self, timeout: float) -> None:
         """Wait until every run has ended."""
         until(lambda: self.unfinished() == 0, timeout, "no unfinished run")
