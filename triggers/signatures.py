@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hmac import compare_digest, digest
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from turnout.service.domain.cloudevents import INSTANT
 from turnout.service.domain.errors import SetupError, TurnoutError
@@ -35,7 +35,9 @@ MAX_HEADER_BYTES = 4096
 Algorithm = Literal["sha256", "sha512"]
 Encoding = Literal["hex", "base64"]
 KeyEncoding = Literal["text", "hex", "base64"]
-Template = Literal["{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}"]
+Template = Literal[
+    "{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}", "v0:{timestamp}:{body}"
+]
 
 HEADER_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 _SECONDS = re.compile(r"[0-9]{1,12}")
@@ -146,7 +148,7 @@ class Hmac:
             (self.algorithm, ("sha256", "sha512")),
             (self.encoding, ("hex", "base64")),
             (self.key, ("text", "hex", "base64")),
-            (self.template, ("{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}")),
+            (self.template, get_args(Template)),
         ):
             if choice not in allowed:
                 raise SetupError(f"hmac: {choice!r} is not one of {', '.join(allowed)}")
@@ -166,9 +168,7 @@ class Hmac:
     def verifier(self, secrets: Sequence[Secret]) -> Verifier:
         """Reveal the secrets, once; rotation by restart."""
         self.check()
-        if not secrets:
-            raise SetupError('a signature needs a secret: secret=secret("NAME")')
-        return HmacVerifier(self, [(secret.name, _key(secret, self.key)) for secret in secrets])
+        return HmacVerifier(self, _keys(secrets, self.key))
 
 
 class HmacVerifier:
@@ -187,16 +187,11 @@ class HmacVerifier:
         scheme = self._scheme
         offered = self._split(_only(inbound.headers, scheme.header))
         message = inbound.body if self._plain else self._signed(inbound)
-        matched = None
-        for name, key in self._keys:  # no early exit: the time taken reveals no secret
-            expected = self._prefix + self._written(digest(key, message, scheme.algorithm))
-            for signature in offered:
-                if compare_digest(expected, signature) and matched is None:
-                    matched = name
-        if matched is None:
-            raise Unverified("the signature does not match")
-        _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
-        return matched
+        expected = [
+            (name, self._prefix + self._written(digest(key, message, scheme.algorithm)))
+            for name, key in self._keys
+        ]
+        return _signer(inbound, expected, offered)
 
     def _split(self, value: bytes) -> list[bytes]:
         """Return every signature in a header: while a secret is replaced, a sender sends several.
@@ -214,8 +209,9 @@ class HmacVerifier:
         """Return the bytes that were signed: the template with its parts filled in."""
         scheme = self._scheme
         stamp = _only(inbound.headers, scheme.timestamp_header or "")
-        if abs(inbound.received_at.timestamp() - _instant(stamp)) > self._tolerance_seconds:
-            raise Unverified("the timestamp is too far from now")
+        _refuse_far(inbound, _instant(stamp), self._tolerance_seconds)
+        if scheme.template == "v0:{timestamp}:{body}":
+            return b"v0:%b:%b" % (stamp, inbound.body)
         if "{id}" not in scheme.template:
             return b"%b.%b" % (stamp, inbound.body)
         identity = _only(inbound.headers, scheme.id_header or "")
@@ -224,10 +220,89 @@ class HmacVerifier:
         return b"%b.%b.%b" % (identity, stamp, inbound.body)
 
 
+# ---------------------------------------------------------------- Stripe
+
+
+_STRIPE_HEADER = "stripe-signature"
+_STRIPE_TOLERANCE_SECONDS = 300
+"""As in Stripe's own libraries, but in both directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stripe:
+    """One header holds the time and the signatures: `Stripe-Signature: t=TIME,v1=HEX,v1=HEX`.
+
+    A signature is HMAC-SHA256(secret, `TIME.body`), in lower-case hex; there are several while a
+    secret is rolled. What is signed in another way (`v0=`) does not count.
+    """
+
+    signs: bool = True
+    credentials: frozenset[str] = frozenset({_STRIPE_HEADER})
+    id_header: str | None = None
+    type_header: str | None = None
+    type_prefix: str = ""
+
+    def check(self) -> None:
+        """Accept: there are no settings."""
+
+    def verifier(self, secrets: Sequence[Secret]) -> Verifier:
+        """Reveal the secrets, once; rotation by restart."""
+        return StripeVerifier(_keys(secrets, "text"))
+
+
+class StripeVerifier:
+    """Verifies requests by what Stripe signs: the time and the body."""
+
+    def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
+        self._keys = tuple(keys)
+
+    def verify(self, inbound: Inbound) -> str:
+        """Return the name of the secret whose signature the request carries."""
+        value = _only(inbound.headers, _STRIPE_HEADER)
+        parts = [part.partition(b"=") for part in value.split(b",")]
+        stamps = [value for name, _, value in parts if name == b"t"]
+        offered = [value for name, _, value in parts if name == b"v1"]
+        if len(stamps) != 1 or not offered:
+            raise Unverified(f"the header {_STRIPE_HEADER} must have one t= and at least one v1=")
+        (stamp,) = stamps
+        if not _SECONDS.fullmatch(stamp.decode("latin-1")):
+            raise Unverified(f"t= in the header {_STRIPE_HEADER} is not in seconds since 1970")
+        _refuse_far(inbound, int(stamp), _STRIPE_TOLERANCE_SECONDS)
+        message = b"%b.%b" % (stamp, inbound.body)
+        expected = [
+            (name, binascii.hexlify(digest(key, message, "sha256"))) for name, key in self._keys
+        ]
+        return _signer(inbound, expected, offered)
+
+
+# ---------------------------------------------------------------- what schemes share
+
+
+def _signer(
+    inbound: Inbound, expected: Sequence[tuple[str, bytes]], offered: Sequence[bytes]
+) -> str:
+    """Return the name of the first secret whose signature is offered; raises `Unverified`."""
+    matched = None
+    for name, signature in expected:  # no early exit: the time taken reveals no secret
+        for each in offered:
+            if compare_digest(signature, each) and matched is None:
+                matched = name
+    if matched is None:
+        raise Unverified("the signature does not match")
+    _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
+    return matched
+
+
+def _refuse_far(inbound: Inbound, signed_at: float, tolerance_seconds: float) -> None:
+    if abs(inbound.received_at.timestamp() - signed_at) > tolerance_seconds:
+        raise Unverified("the timestamp is too far from now")
+
+
 def _instant(stamp: bytes) -> float:
     """Return a timestamp in any supported form as seconds since 1970.
 
-    No form continues after a dot, so a signed `{timestamp}.` can be split in only one way.
+    No form is the beginning of another one that goes on with a dot or a colon, so what is signed
+    behind a time can be split from it in only one way.
     """
     text = stamp.decode("latin-1")
     if _SECONDS.fullmatch(text):
@@ -262,6 +337,12 @@ _WRITTEN: Mapping[Encoding, Callable[[bytes], bytes]] = {
 }
 
 
+def _keys(secrets: Sequence[Secret], encoding: KeyEncoding) -> list[tuple[str, bytes]]:
+    if not secrets:
+        raise SetupError('a signature needs a secret: secret=secret("NAME")')
+    return [(secret.name, _key(secret, encoding)) for secret in secrets]
+
+
 def _key(secret: Secret, encoding: KeyEncoding) -> bytes:
     text = secret.reveal()
     try:
@@ -292,6 +373,15 @@ SCHEMES: Mapping[str, Scheme] = {
         type_header="x-github-event",
         type_prefix="github.",
     ),
+    # docs.slack.dev, "Verifying requests from Slack"; what comes again has the id in its body.
+    "slack": Hmac(
+        header="x-slack-signature",
+        prefix="v0=",
+        template="v0:{timestamp}:{body}",
+        timestamp_header="x-slack-request-timestamp",
+    ),
+    # docs.stripe.com, "Verify webhook signatures"; what comes again has the id in its body.
+    "stripe": Stripe(),
     "none": Unsigned(),
 }
 """The schemes that an author selects by name: `verify="github"`."""
@@ -319,7 +409,8 @@ def hmac(
     * `prefix`: what stands before it, such as `"sha256="`
     * `algorithm`: `"sha256"` or `"sha512"`
     * `encoding`: how the signature is written: `"hex"` or `"base64"`
-    * `template`: what is signed: `"{body}"`, `"{timestamp}.{body}"` or `"{id}.{timestamp}.{body}"`
+    * `template`: what is signed: `"{body}"`, `"{timestamp}.{body}"`, `"{id}.{timestamp}.{body}"` or
+      `"v0:{timestamp}:{body}"`
     * `timestamp_header`: the header with `{timestamp}`: seconds or milliseconds since 1970, RFC
       3339, or an HTTP date
     * `id_header`: the header with `{id}`, which also identifies a redelivery

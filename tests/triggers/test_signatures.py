@@ -8,7 +8,7 @@ import hmac as reference
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -23,8 +23,10 @@ from turnout.triggers.signatures import (
     SCHEMES,
     Hmac,
     HmacVerifier,
+    StripeVerifier,
     Template,
     Unverified,
+    Verifier,
     hmac,
     scheme_named,
 )
@@ -59,7 +61,7 @@ def verifier(scheme: Hmac, *keys: bytes) -> HmacVerifier:
     return HmacVerifier(scheme, [(f"KEY_{n}", key) for n, key in enumerate(keys or (KEY,))])
 
 
-def is_refused(judge: HmacVerifier, inbound: Inbound) -> bool:
+def is_refused(judge: Verifier, inbound: Inbound) -> bool:
     """Say whether a request is refused; any other exception than the refusal is the test's."""
     try:
         judge.verify(inbound)
@@ -68,20 +70,27 @@ def is_refused(judge: HmacVerifier, inbound: Inbound) -> bool:
     return False
 
 
+def known(name: str) -> Hmac:
+    scheme = SCHEMES[name]
+    assert isinstance(scheme, Hmac)
+    return scheme
+
+
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
 def test_published_vectors_verify(vector: dict[str, Any]) -> None:
-    (header,) = vector["headers"]
-    scheme = SCHEMES["github"]
     if vector["scheme"] == "hmac":
+        (header,) = vector["headers"]
         scheme = hmac(header, algorithm=vector["algorithm"], encoding=vector["encoding"])
-    assert isinstance(scheme, Hmac)
+    else:
+        scheme = known(vector["scheme"])
     key = bytes.fromhex(vector["secret_hex"]) if "secret_hex" in vector else b""
     judge = verifier(scheme, key or vector["secret"].encode())
     headers = {name: value.encode() for name, value in vector["headers"].items()}
+    at = datetime.fromtimestamp(int(headers.get("X-Slack-Request-Timestamp", STAMP)), UTC)
     body = vector["body"].encode()
-    assert judge.verify(request(body, headers)) == "KEY_0"
-    assert is_refused(judge, request(body + b" ", headers))
-    assert is_refused(verifier(scheme, b"another secret"), request(body, headers))
+    assert judge.verify(request(body, headers, at)) == "KEY_0"
+    assert is_refused(judge, request(body + b" ", headers, at))
+    assert is_refused(verifier(scheme, b"another secret"), request(body, headers, at))
 
 
 def signed(
@@ -115,6 +124,7 @@ WHOLE = hmac(
     timestamp_header="X-Time",
     id_header="X-Id",
 )
+SLACK = known("slack")
 ALL = {"plain": PLAIN, "sha512-base64": SHA512_BASE64, "stamped": STAMPED, "whole": WHOLE}
 
 
@@ -241,7 +251,7 @@ def mutations(value: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(near)
 
 
-@pytest.mark.parametrize("scheme", [STAMPED, WHOLE], ids=["stamped", "whole"])
+@pytest.mark.parametrize("scheme", [STAMPED, WHOLE, SLACK], ids=["stamped", "whole", "slack"])
 class TestTimestamps:
     @pytest.mark.parametrize("seconds", [-300, -299, 0, 299, 300])
     def test_within_the_tolerance_both_ways(self, scheme: Hmac, seconds: int) -> None:
@@ -288,6 +298,90 @@ class TestWaysToWriteATime:
         assert is_refused(verifier(scheme), request(b"x", signed(scheme, b"x", stamp=stamp)))
 
 
+STRIPE = "Stripe-Signature"
+
+
+def of_stripe(body: bytes, *keys: bytes, stamp: bytes = STAMP, name: str = "v1") -> bytes:
+    """Sign as Stripe does, with each of these secrets."""
+    signatures = [reference.new(key, stamp + b"." + body, hashlib.sha256) for key in keys]
+    return b",".join(
+        [b"t=" + stamp, *(f"{name}={each.hexdigest()}".encode() for each in signatures)]
+    )
+
+
+class TestStripe:
+    """In `tests/handlers/test_signed_senders.py` Stripe's own library signs and judges."""
+
+    @pytest.fixture
+    def judge(self, monkeypatch: pytest.MonkeyPatch) -> Verifier:
+        monkeypatch.setenv("OLD", "whsec_old")
+        monkeypatch.setenv("NEW", "whsec_new")
+        return scheme_named("stripe").verifier([Secret("OLD"), Secret("NEW")])
+
+    def test_one_signature_that_is_right_is_enough_while_a_secret_is_rolled(
+        self, judge: Verifier
+    ) -> None:
+        for keys, name in (
+            ([b"whsec_old"], "OLD"),
+            ([b"whsec_new"], "NEW"),
+            ([b"whsec_newer", b"whsec_new"], "NEW"),
+            ([b"whsec_new", b"whsec_newer"], "NEW"),
+        ):
+            header = of_stripe(b"{}", *keys)
+            assert judge.verify(request(b"{}", {STRIPE: header})) == name
+            old_way = b",v0=" + b"0" * 64
+            assert judge.verify(request(b"{}", {STRIPE: header + old_way})) == name
+
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data())
+    def test_a_changed_request_is_refused(self, data: st.DataObject) -> None:
+        judge = StripeVerifier([("KEY_0", KEY)])
+        body = data.draw(st.binary(max_size=50))
+        header = of_stripe(body, KEY)
+        assert judge.verify(request(body, {STRIPE: header})) == "KEY_0"
+        changed = data.draw(mutations(header))
+        if not set(header.split(b",")) <= set(changed.split(b",")):
+            assert is_refused(judge, request(body, {STRIPE: changed}))
+        changed = data.draw(mutations(body))
+        if changed != body:
+            assert is_refused(judge, request(changed, {STRIPE: header}))
+
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ([], "must occur once"),
+            ([b"t=1", b"v1=2"], "must occur once"),
+            (b"", "1 to 4096 bytes"),
+            (b"t=%b,v1=" % STAMP + b"0" * 4096, "1 to 4096 bytes"),
+            (b"v1=00", "one t= and at least one v1="),
+            (b"t=%b,t=%b,v1=00" % (STAMP, STAMP), "one t= and at least one v1="),
+            (of_stripe(b"{}", b"whsec_old", name="v0"), "one t= and at least one v1="),
+            (of_stripe(b"{}", b"whsec_old", stamp=STAMP + b".0"), "not in seconds since 1970"),
+            (of_stripe(b"{}", b"whsec_old", stamp=b"1777896301"), "too far from now"),
+            (of_stripe(b"{}", b"whsec_old", stamp=b"1777895699"), "too far from now"),
+            (of_stripe(b"{}", b"whsec_other"), "does not match"),
+            (of_stripe(b"{ }", b"whsec_old"), "does not match"),
+            (of_stripe(b"{}", b"whsec_old").upper().replace(b"T=", b"t=").replace(b"V1", b"v1"),
+             "does not match"),
+            (b"t=%b,v1=\xff\xfe" % STAMP, "does not match"),
+        ],
+    )  # fmt: skip
+    def test_what_is_refused_is_told_why(
+        self, judge: Verifier, header: bytes | list[bytes], reason: str
+    ) -> None:
+        with pytest.raises(Unverified, match=reason):
+            judge.verify(request(b"{}", {STRIPE: header}))
+
+    def test_five_minutes_either_way_are_taken(self, judge: Verifier) -> None:
+        for seconds in (-300, 300):
+            header = of_stripe(b"{}", b"whsec_old")
+            assert judge.verify(request(b"{}", {STRIPE: header}, NOW + timedelta(seconds=seconds)))
+
+    def test_without_a_secret_it_does_not_start(self) -> None:
+        with pytest.raises(SetupError, match="needs a secret"):
+            scheme_named("stripe").verifier([])
+
+
 def test_a_secret_of_standard_webhooks_is_taken_as_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -307,7 +401,7 @@ def test_a_dot_in_a_signed_id_is_refused_for_it_could_be_cut_elsewhere() -> None
 
 class TestSetup:
     def test_an_unknown_scheme_names_the_known_ones(self) -> None:
-        with pytest.raises(SetupError, match=r'"github", "none" and hmac'):
+        with pytest.raises(SetupError, match=r'"github", "slack", "stripe", "none" and hmac'):
             scheme_named("gihtub")
 
     @pytest.mark.parametrize(
@@ -355,9 +449,7 @@ class TestSetup:
         judge = scheme.verifier([Secret("HOOK_KEY")])
         assert judge.verify(request(b"x", signed(scheme, b"x"))) == "HOOK_KEY"
 
-    @pytest.mark.parametrize(
-        "template", ["{body}", "{timestamp}.{body}", "{id}.{timestamp}.{body}"]
-    )
+    @pytest.mark.parametrize("template", get_args(Template))
     def test_every_template_is_signable(self, template: Template) -> None:
         has_time = "{timestamp}" in template
         scheme = hmac(
