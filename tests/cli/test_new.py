@@ -157,7 +157,9 @@ ELSEWHERE = {
     "prices": "browser",
     "readings": "data",
     "sftp_drop": "clients",
+    "slack_mentions": "clients",
     "sqs_orders": "clients",
+    "stripe_payments": "clients",
 }
 """By example that needs what the tests do not have: the environment that has it."""
 
@@ -222,6 +224,7 @@ PACKAGES = {
     "autogluon": "autogluon.tabular",
     "langchain_openai": "langchain-openai",
     "langchain_core": "langchain",
+    "slack_sdk": "slack-sdk",
 }
 """By module: the package that has it, where that is called otherwise."""
 
