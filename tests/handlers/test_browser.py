@@ -16,7 +16,7 @@ import pytest
 from tests.support import CHECKOUT
 from tests.support.boundaries import behind_ours, killed_at
 from tests.support.processes import Mark
-from tests.support.program import Program, supervised, until
+from tests.support.program import Program, supervised, turnout, until
 from tests.support.stub_http import Reply, Stub, stubbed
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
@@ -141,6 +141,8 @@ def test_rows_screenshot_and_download_of_a_page(tmp_path: Path, shop: Stub) -> N
         assert [each["name"] for each in run["artefacts"]] == ["page.png", "prices.csv"]
         assert site.artefact(run["id"], "page.png").startswith(b"\x89PNG\r\n")
         assert site.artefact(run["id"], "prices.csv") == CSV
+        shown = turnout("show", run["id"], "--data", program.data).stdout
+        assert "page.png" in shown and "prices.csv" in shown
         until(lambda: not site.browsers(), 20, "no browser")
         assert program.stop() == 0
     assert len(site.visits) == 1 and len(site.visits[0]) == 32

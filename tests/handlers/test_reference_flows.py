@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import pytest
 
 from tests.support import CHECKOUT
 from tests.support.peer_server import REPORT, SALES, Stub, stub
-from tests.support.program import Program, killed_once, supervised, until
+from tests.support.program import Program, killed_once, supervised, turnout, until
 from turnout import flow, task
 from turnout.service.domain.run import RunState
 from turnout.service.project.loader import load_file
@@ -125,16 +126,21 @@ async def test_s2_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: S
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("sabotage", "saves", "messages"),
+    ("sabotage", "calls", "messages"),
     [
         (
             "import pandas\nhonest = pandas.DataFrame.to_csv\n"
+            "grouped = pandas.DataFrame.groupby\n"
+            "def groupby(*args, **kwargs):\n"
+            "    with Path('calls').open('a') as file: file.write('process ')\n"
+            "    return grouped(*args, **kwargs)\n"
+            "pandas.DataFrame.groupby = groupby\n"
             "def to_csv(*args, **kwargs):\n"
-            "    with Path('saves').open('a') as file: file.write('.')\n"
+            "    with Path('calls').open('a') as file: file.write('save ')\n"
             "    die()\n"
             "    return honest(*args, **kwargs)\n"
             "pandas.DataFrame.to_csv = to_csv",
-            2,
+            ["process", "save", "save"],
             1,
         ),
         (
@@ -151,7 +157,7 @@ async def test_s2_the_tries_are_counted_and_the_clock_and_a_call_start_it(web: S
     ids=["while saving", "after sending"],
 )
 def test_s2_a_crash_repeats_only_the_step_it_cut_off(
-    tmp_path: Path, web: Stub, sabotage: str, saves: int | None, messages: int
+    tmp_path: Path, web: Stub, sabotage: str, calls: list[str] | None, messages: int
 ) -> None:
     with program("data/sales_report", tmp_path, web, killed_once(sabotage)) as started:
         started.start()
@@ -164,8 +170,8 @@ def test_s2_a_crash_repeats_only_the_step_it_cut_off(
         assert started.stop() == 0
     assert web.count("/data") == 1
     assert (tmp_path / "daily_report.csv").read_text() == REPORT
-    if saves is not None:
-        assert len((tmp_path / "saves").read_text()) == saves
+    if calls is not None:
+        assert (tmp_path / "calls").read_text().split() == calls
     assert len(web.texts) == messages and len(set(web.keys)) == 1
     assert all(len(key) == 32 for key in web.keys)
 
@@ -236,16 +242,21 @@ def test_s4_other_code_asks_anew(web: Stub, tmp_path: Path) -> None:
     flows.write_text(source)
     started = program("dynamic", tmp_path, web)
     started.flows = flows
+    runs: list[str] = []
     with started.start():
         for content, asked in ((source, 2), (source, 2), (source + "\n# edited\n", 4)):
             flows.write_text(content)
             started.ready()
             answer = started.ask("/hooks/process", method="POST")
             assert answer is not None and answer.status == 202
-            assert ended(started, answer.json["runs"][0])["state"] == "succeeded"
+            runs += answer.json["runs"]
+            assert ended(started, runs[-1])["state"] == "succeeded"
             assert len(web.asked) == asked
             assert started.stop() == 0
             started.start()
+    first, again, _ = (turnout("show", run, "--data", started.data).stdout for run in runs)
+    assert first.count("cached") == 0
+    assert len(re.findall(f"cached .* from run {runs[0]}", again)) == 2
 
 
 # ---------------------------------------------------------------- sources into places

@@ -275,6 +275,9 @@ def test_s7_normal_metrics_call_no_tool_and_the_next_run_knows_what_was_said(
         program.ready(180)
         for _ in range(2):
             run = desk.reaches(desk.alarm({"cpu": 12, "err": 0.0, "rt": 0.1}), "succeeded")
+        listed = turnout("runs", "--flow", "on_call", "--json", "--data", program.data).stdout
+        outcomes = [json.loads(line)["result"] for line in listed.splitlines()]
+        assert outcomes == ["all is well"] * 2, "what came of it can be asked for"
         assert program.stop() == 0
     assert run["result"] == "all is well" and steps_of(run)[-1] == "think#1"
     assert desk.ordered == []
