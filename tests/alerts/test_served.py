@@ -67,6 +67,15 @@ async def slow(data: dict[str, int]) -> None:
     await sleep("45m")
 """
 
+ALL_RULES = """
+import os
+from turnout import deadline, flow, notify, webhook
+
+@flow(on=webhook("/pull"), on_failure=notify.webhook(os.environ["PAGER"]),
+      expect_every="2h", deadline=deadline("06:00"), finish_within="1h")
+async def pull() -> None: ...
+"""
+
 
 @pytest.fixture
 def pager() -> Iterator[Stub]:
@@ -155,6 +164,33 @@ def test_failures_of_one_cause_over_a_restart_are_few_messages_and_one_recovery(
     say(f"{failures} failures over a restart: {len(said) - 1} messages and one recovery")
 
 
+def test_what_goes_on_is_told_each_day_also_by_another_process(
+    program: Program, pager: Stub, clock: InjectedClock
+) -> None:
+    program.start().ready()
+    until(lambda: expected(program, "pull"), 15, "runs are expected")
+    fails(program, "bill")
+    is_told(pager, "bill", "opened")
+    clock.set("+23h")
+    fails(program, "bill")
+    is_told(pager, "pull", "opened")
+    fails(program, "ship")
+    is_told(pager, "ship", "opened")
+    assert news(pager, "bill") == ["opened"], "a day has not passed"
+    assert program.stop() == 0
+    clock.set("+25h")
+    program.start().ready()
+    is_told(pager, "bill", "opened", "repeated")
+    assert told(pager, "bill")[1]["count"] == 2
+    clock.set("+50h")
+    is_told(pager, "pull", "opened", "repeated")
+    fails(program, "ship")
+    is_told(pager, "ship", "opened", "repeated")
+    assert news(pager, "bill") == ["opened", "repeated"], "it has not shown again"
+    fails(program, "bill")
+    is_told(pager, "bill", "opened", "repeated", "repeated")
+
+
 def test_an_outage_is_twenty_messages_and_a_summary_and_its_end_is_one(
     program: Program, pager: Stub, clock: InjectedClock
 ) -> None:
@@ -210,6 +246,40 @@ def test_deadlines_that_passed_while_it_was_down_are_told_once_within_5_s_of_the
     succeeds(program, "books")
     clock.set(seconds_to(7.1, days=3))  # so that it looks at once, and not in 15 s
     is_told(pager, "books", "opened", "recovered")
+
+
+@pytest.mark.parametrize("is_down", [False, True], ids=["paused", "paused and down"])
+def test_each_rule_tells_once_what_a_paused_flow_misses(
+    program: Program, pager: Stub, clock: InjectedClock, is_down: bool
+) -> None:
+    program.flows.write_text(ALL_RULES)
+    clock.set(seconds_to(5))
+    program.start().ready()
+    until(lambda: expected(program, "pull") == 2, 15, "runs are expected")
+    typed(program, "pause", "pull")
+    program.post("pull", {})
+    if is_down:
+        assert program.stop() == 0
+    clock.set(seconds_to(8))
+    if is_down:
+        program.start().ready()
+    rules = ["deadline", "expect_every", "finish_within"]
+    until(lambda: rules_told(pager, "opened") == rules, 5, "each rule has told")
+    assert all(
+        each["paused"] and "the flow is paused" in each["text"] for each in told(pager, "pull")
+    )
+    typed(program, "resume", "pull")
+    program.quiet(15)
+    clock.set(seconds_to(8.1))
+    until(lambda: rules_told(pager, "recovered") == rules, 15, "each rule has told that it is over")
+    assert rules_told(pager, "opened") == rules
+
+
+def rules_told(pager: Stub, news: str) -> list[str]:
+    """Return the rules that told such news, as often as they did; a message may tell of several."""
+    documents = [json.loads(asked.body) for asked in pager.to("/pager")]
+    parts = [part for each in documents for part in each.get("parts", [each])]
+    return sorted(each["rule"] for each in parts if each["news"] == news)
 
 
 def expected(program: Program, flow: str) -> int:
