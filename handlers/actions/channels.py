@@ -7,8 +7,9 @@ HTTP, `Message-ID` in mail. Not here: when a message is sent again (`service/ale
 from __future__ import annotations
 
 import hashlib
-from asyncio import to_thread
+from asyncio import get_running_loop, to_thread
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -22,9 +23,11 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import Fail
 from turnout.service.governance.secrets import Secret
 
-from .mail import Mail, check_server, send_mail
+from .mail import Mail, MailConnection, check_server, send_mail
 
 _WORTH_A_RETRY = frozenset({408, 425, 429})
+_mail_threads = ThreadPoolExecutor(4, thread_name_prefix="turnout-mail")
+"""Threads of its own: a mail server that is slow must not hold those that others wait for."""
 _SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -120,7 +123,13 @@ async def send_webhook(
 async def send_email(server: str | Secret, mail: Mail) -> None:
     """Send a mail; raises `Unavailable` if the server does not take it."""
     address = server.reveal() if isinstance(server, Secret) else server
-    await to_thread(send_mail, address, mail)
+    connection = MailConnection()
+    try:
+        await get_running_loop().run_in_executor(
+            _mail_threads, send_mail, address, mail, connection
+        )
+    finally:
+        connection.end()  # a mail that is given up holds no thread
 
 
 async def _post(

@@ -1,16 +1,19 @@
 """One mail over SMTP, with the standard library; blocks, so it is called in a thread.
 
 `smtps://` is TLS from the start; `smtp://` turns it on where the server offers it, and sends no
-password without it.
+password without it. A server may take its time with each byte: whoever has waited long enough ends
+the connection from outside.
 """
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import EmailMessage
 from smtplib import SMTP, SMTP_SSL, SMTPException
+from threading import Lock
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from turnout.service.client import Unavailable
@@ -44,26 +47,69 @@ def check_server(address: object) -> SplitResult:
     )
 
 
-def send_mail(address: str, mail: Mail) -> None:
+class MailConnection:
+    """The connection of one mail, which another thread may `end`, whatever is waited for."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._socket: socket.socket | None = None
+        self._has_ended = False
+
+    def opened(self, connected: socket.socket) -> None:
+        """Note the socket; it is ended at once if nobody waits for it any more."""
+        with self._lock:
+            self._socket = connected.dup()  # TLS makes another one of `connected`
+        if self._has_ended:
+            self.end()
+
+    def end(self) -> None:
+        """Let whoever reads or writes go on, with an error."""
+        with self._lock:
+            self._has_ended = True
+            if self._socket is not None:
+                with suppress(OSError):  # it is closed
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the socket."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+def send_mail(address: str, mail: Mail, connection: MailConnection) -> None:
     """Send a mail by the server at `address`; raises `Unavailable` if it does not take it."""
     server = check_server(address)
     host = server.hostname or ""
     try:
-        with _connect(server, host) as smtp:
+        with _connect(server, host, connection) as smtp:
             if server.username:
                 smtp.login(unquote(server.username), unquote(server.password or ""))
             smtp.send_message(_written(mail, unquote(server.username or ""), host))
     except (SMTPException, OSError) as error:
         detail = str(error) or type(error).__name__
         raise Unavailable(f"the mail server {host} did not take it: {detail}") from None
+    finally:
+        connection.close()
 
 
-def _connect(server: SplitResult, host: str) -> SMTP:
+def _connect(server: SplitResult, host: str, connection: MailConnection) -> SMTP:
+    class Smtp(SMTP):
+        def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+            # Before anything is read from it, a greeting included.
+            connected: socket.socket = super()._get_socket(host, port, timeout)  # type: ignore[misc]
+            connection.opened(connected)
+            return connected
+
+    class SmtpOverTls(SMTP_SSL, Smtp):
+        """The socket is that of `Smtp`, before TLS begins."""
+
     port = server.port or _PORTS[server.scheme]
     if server.scheme == "smtps":
         trust = ssl.create_default_context()
-        return SMTP_SSL(host, port, timeout=_TIMEOUT_SECONDS, context=trust)
-    smtp = SMTP(host, port, timeout=_TIMEOUT_SECONDS)
+        return SmtpOverTls(host, port, timeout=_TIMEOUT_SECONDS, context=trust)
+    smtp = Smtp(host, port, timeout=_TIMEOUT_SECONDS)
     try:
         smtp.ehlo_or_helo_if_needed()
         if smtp.has_extn("starttls"):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.support.journal_contract import NOW
+from tests.support.program import until
+from tests.support.serving import serving
 from tests.support.smtp_sink import smtp_sink
 from tests.support.stub_http import Reply, Stub, stubbed
 from turnout import flow, notify, secret
@@ -77,6 +83,53 @@ async def test_a_password_is_not_sent_without_tls() -> None:
             await channel.send(MESSAGE)
         assert "secret" not in str(refused.value)
         assert sink.mails == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "begins"),
+    [("smtp", b"220-"), ("smtps", b"\x16\x03\x03\x40\x00\x02\x00")],
+    ids=["smtp", "smtps"],
+)
+async def test_a_mail_server_whose_answer_never_ends_holds_no_thread(
+    scheme: str, begins: bytes
+) -> None:
+    with dripping(begins) as (port, lost):
+        mail = notify.email("ops@example.com", server=f"{scheme}://127.0.0.1:{port}")
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            sending = [tasks.create_task(mail.send(MESSAGE)) for _ in range(6)]
+            await asyncio.to_thread(int)  # the threads that others wait for are free
+            _, waiting = await asyncio.wait(sending, timeout=0.3)
+            assert len(waiting) == 6
+            for each in waiting:
+                each.cancel()
+        until(lambda: lost() >= 4, 5, "the connections are closed")
+    with smtp_sink() as sink:
+        async with asyncio.timeout(10):
+            await notify.email("a@b.example", server=f"smtp://127.0.0.1:{sink.port}").send(MESSAGE)
+        assert len(sink.mails) == 1
+
+
+@contextmanager
+def dripping(begins: bytes) -> Iterator[tuple[int, Callable[[], int]]]:
+    """Serve a byte now and then; yields the port, and how many connections were lost."""
+    lost: list[object] = []
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                self.request.sendall(begins)
+                while not stopped.wait(0.02):
+                    self.request.sendall(b"0")
+            except OSError:
+                lost.append(self)
+
+    stopped = threading.Event()
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    with serving(server):
+        try:
+            yield server.server_address[1], lambda: len(lost)
+        finally:
+            stopped.set()
 
 
 @pytest.mark.parametrize(
