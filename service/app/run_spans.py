@@ -26,7 +26,6 @@ from turnout.service.telemetry.traces import MOST_LINKS, Span, Tracer, span_of_r
 log = get_logger("turnout.traces")
 
 _ROUND_SECONDS = 30.0
-_GATHER_SECONDS = 0.5
 _AT_ONCE = 256
 _MOST_TOLD = 10_000
 """So many ended runs are remembered; a round finds the others."""
@@ -52,7 +51,7 @@ class RunSpans:
         self._told: deque[int] = deque(maxlen=_MOST_TOLD)
         self._to_note: dict[int, Run] = {}  # sent, while the disk is full
         self._wakes = asyncio.Event()
-        self._is_stopped = False
+        self._stopped = asyncio.Event()
         self.tracer = Tracer(sampler, send=exporter.send, owe=journal.owe_span, ended=self._ended)
 
     def _ended(self, run_seq: int) -> None:
@@ -61,7 +60,7 @@ class RunSpans:
 
     def stop(self) -> None:
         """Let `run` send what is left, for a few seconds at most; the next start sends the rest."""
-        self._is_stopped = True
+        self._stopped.set()
         self._wakes.set()
 
     async def run(self) -> None:
@@ -70,18 +69,24 @@ class RunSpans:
             await self._journal.take_notes()
         loop = asyncio.get_running_loop()
         next_round = loop.time()
-        while not self._is_stopped:
+        while not self._stopped.is_set():
             if loop.time() >= next_round:
                 await self._round()
                 next_round = loop.time() + _ROUND_SECONDS
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(next_round):
                     await self._wakes.wait()
-            if not self._is_stopped:
-                await asyncio.sleep(_GATHER_SECONDS)  # so that many go in one request
-            await self._send_told()
+            if self._wakes.is_set():
+                await self._let_more_end()
+                await self._send_told()
         if not await asyncio.to_thread(self._exporter.close, _CLOSE_SECONDS):
             log.warning("traces.not_sent", hint="the collector does not answer")
+
+    async def _let_more_end(self) -> None:
+        """Wait, so that many spans go in one request; not if the service stops."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._exporter.delay_seconds):
+                await self._stopped.wait()
 
     async def _send_told(self) -> None:
         self._wakes.clear()

@@ -23,7 +23,7 @@ from turnout.service.journal.contract import Work, Writable
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.project import AnyFlow
 from turnout.service.steps.attempt_state import AttemptState
-from turnout.service.steps.tracing import trace_attempt
+from turnout.service.steps.tracing import begin_trace, trace_attempt
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.meters import Counter, Histogram, observe_together
 from turnout.service.telemetry.metrics import Metrics
@@ -238,11 +238,14 @@ class Attempts:
         """Execute a run and record its outcome; an unexpected error ends the process."""
         run = attempt.run
         needs = () if flow is None else flow.needs
+        tracer = self._executor.tracer
         recorded: Outcome | None = None
         try:
             try:
                 if attempt.previous is not None:
                     await attempt.until_previous_ended()
+                if tracer is not None:
+                    begin_trace(tracer, run, attempt.state)
                 if needs:
                     attempt.state.probes = self._gates.probes(attempt.entered, needs)
                 started_at = self._now()
@@ -259,9 +262,9 @@ class Attempts:
                 self._gates.attempt_ended(attempt.entered, run, flow, recorded)
             ended_at = ended_at or self._now()
             self._observe(attempt, final.state, started_at, ended_at)
-            tracer = self._executor.tracer
-            if tracer is not None:
-                trace_attempt(tracer, run, attempt.state, final, started_at, ended_at)
+            trace = attempt.state.trace
+            if tracer is not None and trace is not None and trace.own.sampled:
+                trace_attempt(tracer, trace, run, final, started_at, ended_at)
             await self._ended(run, final, attempt.state)
         except asyncio.CancelledError:
             raise

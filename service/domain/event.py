@@ -117,8 +117,12 @@ class Event:
     @property
     def trace(self) -> dict[str, str]:
         """The W3C trace context of the event, passed on to the events it causes."""
-        given = {**self.headers, **self.extensions}
-        return {name: given[name] for name in TRACE if name in given}
+        found = {}
+        for name in TRACE:
+            given = self.extensions if name in self.extensions else self.headers
+            if name in given:
+                found[name] = given[name]
+        return found
 
     @property
     def has_body(self) -> bool:

@@ -64,8 +64,12 @@ def state_of(carried: Mapping[str, str]) -> str | None:
 
 def ids_of_run(run_id: str) -> tuple[str, str]:
     """Return (trace id, span id) of a run; its trace id counts where its event brings none."""
-    digest = sha256(f"run\n{run_id}".encode()).hexdigest()
+    digest = _digest_of_run(run_id).hex()
     return digest[:32], digest[32:48]
+
+
+def _digest_of_run(run_id: str) -> bytes:
+    return sha256(f"run\n{run_id}".encode()).digest()
 
 
 def id_within(run_id: str, *place: object) -> str:
@@ -89,3 +93,7 @@ class Sampler(NamedTuple):
         if parent is not None and self.follows_parent:
             return parent.sampled
         return int(trace_id[16:], 16) < self.share * _IDS
+
+    def samples_run(self, run_id: str) -> bool:
+        """Whether the trace of a run is recorded that has its own: as `samples`, with no text."""
+        return int.from_bytes(_digest_of_run(run_id)[8:16], "big") < self.share * _IDS

@@ -22,8 +22,8 @@ class AttemptState:
     records, noted where an attempt may follow that keeps the others. `progress` is for the next
     attempt, which may not get it. `handed_back`: the attempt starts no more steps. `probes` are the
     dependencies for which the attempt goes alone, to find out whether they are back: if they are
-    not, it is not spent. `trace` is made at the first use; in a worker process `called_trace` is
-    what the step there hands on.
+    not, it is not spent. `trace` is there from the start if it is sampled, else from its
+    first use; in a worker process `called_trace` is what the step there hands on.
     """
 
     __slots__ = (

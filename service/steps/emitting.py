@@ -117,8 +117,9 @@ async def _emit(
     except (Fail, TooManyRuns) as error:
         await store(call.context, call.failed(error))
         raise call.delivered() from None
-    if call.services.tracer is not None:
-        trace_emit(call.context, record, event_type, event.id)
+    trace = call.context.attempt_state.trace
+    if trace is not None and trace.own.sampled:
+        trace_emit(call.context, trace, record, event_type, event.id)
     return event.id
 
 

@@ -338,8 +338,9 @@ class StepCall:
 
     def told(self, record: StepRecord) -> StepRecord:
         """Send the span of a try whose end is on disk, if the run is traced; returns the record."""
-        if self.services.tracer is not None:
-            trace_step(self.context, record)
+        trace = self.context.attempt_state.trace
+        if trace is not None and trace.own.sampled:
+            trace_step(self.context, trace, record)
         return record
 
     async def store_last(self, record: StepRecord) -> None:

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from .context import RunContext
 
 
+def begin_trace(tracer: Tracer, run: ClaimedRun, state: AttemptState) -> None:
+    """Decide whether an attempt is traced, by what a restart does not change: once for all of it.
+
+    One that is not has no trace until it hands one on, and its steps cost nothing more.
+    """
+    carried = run.members is None and run.event.trace
+    if carried or tracer.sampler.samples_run(run.claim.run_id):
+        _trace_of(tracer, run, state)
+
+
 def _trace_of(tracer: Tracer, run: ClaimedRun, state: AttemptState) -> RunTrace:
     trace = state.trace
     if trace is None:
@@ -35,16 +45,13 @@ def _trace_of(tracer: Tracer, run: ClaimedRun, state: AttemptState) -> RunTrace:
 
 def trace_attempt(
     tracer: Tracer,
+    trace: RunTrace,
     run: ClaimedRun,
-    state: AttemptState,
     outcome: Outcome,
     started_at: datetime,
     ended_at: datetime,
 ) -> None:
     """Send the span of an attempt whose outcome is on disk; looks that found nothing have none."""
-    trace = state.trace or _trace_of(tracer, run, state)
-    if not trace.own.sampled:
-        return
     if not outcome.repeats:
         tracer.send(
             trace,
@@ -65,15 +72,11 @@ def trace_attempt(
         tracer.ended(run.claim.run_seq)
 
 
-def trace_step(context: RunContext, record: StepRecord) -> None:
+def trace_step(context: RunContext, trace: RunTrace, record: StepRecord) -> None:
     """Send the span of a try of a step whose end is on disk, unless its result was cached."""
     services, run = context.services, context.claimed
-    assert services is not None  # steps are recorded where there is a journal only
-    tracer = services.tracer
-    if tracer is None or record.origin is not None:
-        return
-    trace = context.attempt_state.trace or _trace_of(tracer, run, context.attempt_state)
-    if not trace.own.sampled:
+    assert services is not None and services.tracer is not None  # it has decided to trace
+    if record.origin is not None:
         return
     tries = record.tries - (record.state == "retrying")  # it tells of the next try
     span = Span(
@@ -92,33 +95,30 @@ def trace_step(context: RunContext, record: StepRecord) -> None:
         error=record.error,
         has_failed=record.state != "succeeded",  # it has a fallback
     )
-    tracer.send(trace, run.claim.run_seq, span)
+    services.tracer.send(trace, run.claim.run_seq, span)
 
 
-def trace_emit(context: RunContext, record: StepRecord, event_type: str, event_id: str) -> None:
+def trace_emit(
+    context: RunContext, trace: RunTrace, record: StepRecord, event_type: str, event_id: str
+) -> None:
     """Send the span of an event that is on disk."""
     services, run = context.services, context.claimed
-    assert services is not None  # as above
-    tracer = services.tracer
-    if tracer is None:
-        return
-    trace = _trace_of(tracer, run, context.attempt_state)
-    if trace.own.sampled:
-        span = Span(
-            name=names.EMIT.format(type=event_type),
-            kind="producer",
-            context=trace.within(_try_id(run, record.key, record.tries)),
-            parent=trace.own,
-            started_at=record.started_at,
-            ended_at=max(services.now(), record.started_at),
-            attributes=_of_run(run)
-            | {
-                names.STEP_KEY: record.key,
-                names.EVENT_ID: event_id,
-                names.EVENT_TYPE: event_type,
-            },
-        )
-        tracer.send(trace, run.claim.run_seq, span)
+    assert services is not None and services.tracer is not None  # as above
+    span = Span(
+        name=names.EMIT.format(type=event_type),
+        kind="producer",
+        context=trace.within(_try_id(run, record.key, record.tries)),
+        parent=trace.own,
+        started_at=record.started_at,
+        ended_at=max(services.now(), record.started_at),
+        attributes=_of_run(run)
+        | {
+            names.STEP_KEY: record.key,
+            names.EVENT_ID: event_id,
+            names.EVENT_TYPE: event_type,
+        },
+    )
+    services.tracer.send(trace, run.claim.run_seq, span)
 
 
 def caused_by(context: RunContext) -> dict[str, str]:

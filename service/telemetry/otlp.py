@@ -7,6 +7,7 @@ what is traced (`traces`).
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -113,12 +114,14 @@ class Exporter:
             self._queue = BatchSpanProcessor(OTLPSpanExporter())
         except (ValueError, OSError) as error:
             raise SetupError(f"the OTEL_… variables cannot be used: {error}") from None
+        self.delay_seconds = _delay_seconds(os.environ)
+        """How long a span waits for others, so that many go in one request."""
         self._resource = Resource.create(_SERVICE).merge(Resource.create({}))
         self._scope = InstrumentationScope(names.SCOPE)
         self._failing = False
 
     def send(self, span: Span) -> None:
-        """Queue a span; it is sent within `OTEL_BSP_SCHEDULE_DELAY` (5 s)."""
+        """Queue a span; it is sent within `delay_seconds`."""
         self._queue.on_end(self._made(span))
 
     def deliver(self, spans: Sequence[Span]) -> bool:
@@ -187,6 +190,14 @@ class Exporter:
 
 _SERVICE = {"service.name": "turnout"}
 """What the resource says where neither `OTEL_SERVICE_NAME` nor `…_RESOURCE_ATTRIBUTES` does."""
+
+
+def _delay_seconds(environ: Mapping[str, str]) -> float:
+    """Return what the packages make of the variable: what is no number is as if it were not set."""
+    try:
+        return int(environ.get("OTEL_BSP_SCHEDULE_DELAY", "")) / 1000
+    except ValueError:
+        return 5.0
 
 
 def _context(given: SpanContext, *, is_remote: bool = False) -> Any:
