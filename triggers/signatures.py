@@ -275,11 +275,52 @@ class StripeVerifier:
         return _signer(inbound, expected, offered)
 
 
+# ---------------------------------------------------------------- a token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bearer:
+    """The secret itself is sent: `Authorization: Bearer SECRET` (RFC 6750).
+
+    It says who calls, not what was sent, nor when: who hears one request can send any other.
+    """
+
+    signs: bool = True
+    credentials: frozenset[str] = frozenset({"authorization"})
+    id_header: str | None = None
+    type_header: str | None = None
+    type_prefix: str = ""
+
+    def check(self) -> None:
+        """Accept: there are no settings."""
+
+    def verifier(self, secrets: Sequence[Secret]) -> Verifier:
+        """Reveal the secrets, once; rotation by restart."""
+        return BearerVerifier(_keys(secrets, "text"))
+
+
+class BearerVerifier:
+    """Verifies requests by the token they carry."""
+
+    def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
+        self._keys = tuple(keys)
+
+    def verify(self, inbound: Inbound) -> str:
+        """Return the name of the secret that the request carries."""
+        kind, _, offered = _only(inbound.headers, "authorization").partition(b" ")
+        if kind.lower() != b"bearer":
+            raise Unverified("the header authorization must be: Bearer, a blank and the token")
+        return _signer(inbound, self._keys, [offered], what="token")
+
+
 # ---------------------------------------------------------------- what schemes share
 
 
 def _signer(
-    inbound: Inbound, expected: Sequence[tuple[str, bytes]], offered: Sequence[bytes]
+    inbound: Inbound,
+    expected: Sequence[tuple[str, bytes]],
+    offered: Sequence[bytes],
+    what: str = "signature",
 ) -> str:
     """Return the name of the first secret whose signature is offered; raises `Unverified`."""
     matched = None
@@ -288,7 +329,7 @@ def _signer(
             if compare_digest(signature, each) and matched is None:
                 matched = name
     if matched is None:
-        raise Unverified("the signature does not match")
+        raise Unverified(f"the {what} does not match")
     _log.debug("webhook.verified secret=%s path=%s", matched, inbound.path)
     return matched
 
@@ -382,6 +423,7 @@ SCHEMES: Mapping[str, Scheme] = {
     ),
     # docs.stripe.com, "Verify webhook signatures"; what comes again has the id in its body.
     "stripe": Stripe(),
+    "bearer": Bearer(),
     "none": Unsigned(),
 }
 """The schemes that an author selects by name: `verify="github"`."""

@@ -72,8 +72,8 @@ def webhook(
     Without `verify=` the service must listen on loopback.
 
     * `path`: under `/hooks`; `/t/{tenant}/in` has a parameter, found in `event.params`
-    * `verify`: who may call: `"github"`, `"slack"`, `"stripe"`, `hmac("X-Signature")`, or `"none"`
-      for everybody
+    * `verify`: who may call: `"github"`, `"slack"`, `"stripe"`, `hmac("X-Signature")`, `"bearer"`
+      for who knows the secret itself, or `"none"` for everybody
     * `secret`: the secret that signs, or several, each of which is valid, so that one can be
       replaced
     * `data`: how the body is decoded: `"json"`, `"text"`, `"form"` or `"bytes"`; by default the

@@ -382,6 +382,43 @@ class TestStripe:
             scheme_named("stripe").verifier([])
 
 
+class TestBearer:
+    @pytest.fixture
+    def judge(self, monkeypatch: pytest.MonkeyPatch) -> Verifier:
+        monkeypatch.setenv("OLD", "an old token")
+        monkeypatch.setenv("NEW", "a new token")
+        return scheme_named("bearer").verifier([Secret("OLD"), Secret("NEW")])
+
+    def test_each_secret_is_a_token(self, judge: Verifier) -> None:
+        for header, name in (
+            (b"Bearer an old token", "OLD"),
+            (b"bearer a new token", "NEW"),
+        ):
+            assert judge.verify(request(b"{}", {"Authorization": header})) == name
+
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ([], "must occur once"),
+            ([b"Bearer a new token"] * 2, "must occur once"),
+            (b"Bearer " + b"x" * MAX_HEADER_BYTES, "1 to 4096 bytes"),
+            (b"Basic a new token", "must be: Bearer"),
+            (b"a new token", "must be: Bearer"),
+            (b"Bearer", "token does not match"),
+            (b"Bearer a new token ", "token does not match"),
+            (b"Bearer  a new token", "token does not match"),
+            (b"Bearer A new token", "token does not match"),
+            (b"Bearer \xff\xfe", "token does not match"),
+        ],
+    )
+    def test_what_is_refused_is_told_why(
+        self, judge: Verifier, header: bytes | list[bytes], reason: str
+    ) -> None:
+        with pytest.raises(Unverified, match=reason) as refused:
+            judge.verify(request(b"{}", {"Authorization": header}))
+        assert "new" not in str(refused.value)
+
+
 def test_a_secret_of_standard_webhooks_is_taken_as_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -401,7 +438,9 @@ def test_a_dot_in_a_signed_id_is_refused_for_it_could_be_cut_elsewhere() -> None
 
 class TestSetup:
     def test_an_unknown_scheme_names_the_known_ones(self) -> None:
-        with pytest.raises(SetupError, match=r'"github", "slack", "stripe", "none" and hmac'):
+        with pytest.raises(
+            SetupError, match=r'"github", "slack", "stripe", "bearer", "none" and hmac'
+        ):
             scheme_named("gihtub")
 
     @pytest.mark.parametrize(
