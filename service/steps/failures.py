@@ -108,7 +108,7 @@ def describe(error: BaseException) -> RunError:
 def _type_of(error: BaseException) -> str:
     if isinstance(error, StepFailed) and error.type:
         return error.type
-    return NAMES.get(kind_of(error), type(error).__name__)
+    return NAMES.get(kind_of(error)) or secrets.mask(type(error).__name__)
 
 
 def pack(error: Exception, max_bytes: int) -> tuple[bytes | None, Exception]:

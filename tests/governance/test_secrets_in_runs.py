@@ -223,6 +223,11 @@ async def fails_with_it() -> None:
     raise Fail("no access with " + secret("ORDERS_HMAC").reveal())
 
 
+@flow
+async def fails_by_a_name_with_it() -> None:
+    raise type(f"Denied{secret('ORDERS_HMAC').reveal()}", (Exception,), {})("no access")
+
+
 @task
 async def exits_in_a_step() -> None:
     sys.exit("no access with " + secret("ORDERS_HMAC").reveal())
@@ -287,6 +292,7 @@ async def emits_under_it() -> None:
     [
         (skips_with_it, "skipped", None),
         (fails_with_it, "failed", "failed"),
+        (fails_by_a_name_with_it, "failed", f"Denied{secrets.MASK}"),
         (exits_with_it, "failed", "SystemExit"),
         (goes_by_what_is_kept, "skipped", None),
         (asks_when, "failed", "filter_error"),
