@@ -142,6 +142,7 @@ def usual(tmp_path: Path) -> Iterator[Program]:
         yield program
 
 
+@pytest.mark.full
 def test_every_block_of_a_second_is_logged_and_no_short_one(usual: Program) -> None:
     for seconds in (1.0, 0.3) * 6:
         usual.post("pauses", {"seconds": seconds})
@@ -253,6 +254,7 @@ def state(program: Program, run: str) -> str:
     return "gone" if row is None else str(row[0])
 
 
+@pytest.mark.full
 def test_a_clock_forty_days_ahead_deletes_nothing(program: Program, tmp_path: Path) -> None:
     offset = tmp_path / "offset"
     faked(program, offset)
@@ -271,6 +273,7 @@ def test_a_clock_forty_days_ahead_deletes_nothing(program: Program, tmp_path: Pa
     assert state(program, run) == "succeeded"
 
 
+@pytest.mark.full
 def test_what_is_due_when_the_clock_is_right_again_comes_at_once(
     program: Program, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def check(desk: Desk, name: str, words: list[str]) -> dict[str, list[Any]]:
     return before
 
 
+@pytest.mark.full
 def test_a_dry_run_changes_nothing_with_a_service_and_without(desk: Desk) -> None:
     examples = desk.examples()
     assert set(examples) == with_dry_run()

@@ -114,6 +114,7 @@ def is_good(found: Findings) -> None:
     assert [each for each in watched if not Path(each).is_dir()] == []
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_project_with_everything_passes_its_tests_at_once(

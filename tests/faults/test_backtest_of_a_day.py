@@ -93,6 +93,7 @@ def differences(found: dict[str, Any]) -> list[Any]:
     return [*found["differences"][:3], *windows["differences"][:3]]
 
 
+@pytest.mark.full
 def test_of_unchanged_code_a_backtest_says_exactly_what_happened(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:

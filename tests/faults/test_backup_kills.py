@@ -302,6 +302,7 @@ def test_backups_under_load_restore_whole_and_lack_nothing_accepted_before(
         assert p99["a backup"] <= 3 * p99["a core"]
 
 
+@pytest.mark.full
 def test_a_backup_that_leaves_out_the_log_or_a_result_is_noticed_when_it_is_made(
     tmp_path: Path,
 ) -> None:
@@ -369,6 +370,7 @@ def test_results_that_a_backup_names_are_not_deleted_before_they_are_copied(
     assert len(kept.runs) == 6 and run in kept.runs
 
 
+@pytest.mark.full
 def test_a_backup_that_is_killed_leaves_nothing_that_looks_whole(
     tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
@@ -399,6 +401,7 @@ def _seconds(act: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.full
 def test_a_restore_that_is_killed_anywhere_leaves_the_old_journal_or_none(
     tmp_path: Path, full: bool, say: Say
 ) -> None:
@@ -484,6 +487,7 @@ def test_a_restore_goes_on_with_what_had_not_ended_and_says_what_is_lost(tmp_pat
     assert aside is not None and (Path(aside[1]) / "journal.db").exists()
 
 
+@pytest.mark.full
 def test_a_full_disk_refuses_a_backup_and_a_restore_and_leaves_nothing(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     with desk.program as program:

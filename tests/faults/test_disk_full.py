@@ -241,6 +241,7 @@ def _wall_clock() -> float:
     return time.clock_gettime(time.CLOCK_REALTIME)
 
 
+@pytest.mark.full
 def test_a_thread_that_never_returns_does_not_outlive_the_disk(tmp_path: Path) -> None:
     need_root("a failing disk", "strace")
     program = program_on(tmp_path, tmp_path)

@@ -100,6 +100,7 @@ def test_killed_consumers_lose_and_double_nothing(
     assert (verdict.lost, verdict.doubled, verdict.wrong[:5], ahead) == ([], 0, [], [])
 
 
+@pytest.mark.full
 def test_committing_before_the_journal_is_noticed(kafka: Broker, tmp_path: Path, seed: int) -> None:
     group, dice, ahead = Group.on(kafka, partitions=6), random.Random(seed), []
     feeder = Feeder(broker=kafka, topic=group.topic, pace=600)
@@ -179,6 +180,7 @@ def test_members_with_a_journal_each_double_only_what_a_kill_left_uncommitted(
     assert verdict.doubled <= bound + untold
 
 
+@pytest.mark.full
 def test_members_that_come_and_go_cleanly_double_nothing(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:
@@ -214,6 +216,7 @@ def _uncommitted(group: Group, member: Program) -> int:
     return sum(max(0, offset - committed.get(at, 0)) for at, offset in held.items())
 
 
+@pytest.mark.full
 async def test_six_members_of_one_journal_lose_and_double_nothing(
     kafka: Broker, tmp_path: Path, seed: int, full: bool, say: Say
 ) -> None:

@@ -150,7 +150,7 @@ def accepted_by_kind(ledger: Ledger) -> str:
 
 
 def test_the_kill_loses_nothing(tmp_path: Path, seed: int, full: bool, say: Say) -> None:
-    rounds, wanted = (100, 10_000) if full else (10, 800)
+    rounds, wanted = (100, 10_000) if full else (6, 500)
     with battery(tmp_path, seed, most_files=wanted // 5) as test:
         load = Generator(port=test.program.port, seed=seed, pace=400)
         with load.running() as ledger, test.dropping():
@@ -180,6 +180,7 @@ def test_the_kill_loses_nothing(tmp_path: Path, seed: int, full: bool, say: Say)
         assert slow <= (2.0 if full else 4.0)  # in CI other tests share the machine
 
 
+@pytest.mark.full
 def test_an_acknowledgement_before_the_commit_is_noticed(tmp_path: Path, seed: int) -> None:
     with battery(tmp_path, seed, ACKNOWLEDGE_FIRST) as test:
         load = Generator(port=test.program.port, seed=seed, pace=400, github_share=0.0)
@@ -190,6 +191,7 @@ def test_an_acknowledgement_before_the_commit_is_noticed(tmp_path: Path, seed: i
         assert set(ledger.accepted) - events, "the check cannot see a lost event"
 
 
+@pytest.mark.full
 def test_a_recorded_step_that_runs_again_is_noticed(tmp_path: Path, seed: int) -> None:
     with battery(tmp_path, seed, FORGET_STEPS) as test:
         load = Generator(port=test.program.port, seed=seed, pace=400)

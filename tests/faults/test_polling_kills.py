@@ -81,6 +81,7 @@ def test_no_page_is_skipped_or_taken_twice_by_a_hundred_kills(tmp_path: Path) ->
     assert pages == list(range(len(pages)))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 def test_a_cursor_that_moves_apart_from_the_success_doubles_a_page(tmp_path: Path) -> None:
     pages = poll_under_kills(tmp_path, 4, APART)

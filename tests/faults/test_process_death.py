@@ -127,6 +127,7 @@ def _over(outbreak: Outbreak) -> Snapshot | None:
         return None
 
 
+@pytest.mark.full
 def test_a_service_that_never_blames_crashes_for_ever(tmp_path: Path) -> None:
     outbreak = Outbreak(tmp_path, "exits", NEVER_BLAME)
     with outbreak.program as program:
@@ -137,6 +138,7 @@ def test_a_service_that_never_blames_crashes_for_ever(tmp_path: Path) -> None:
         assert last.runs[outbreak.culprit].state != "failed"
 
 
+@pytest.mark.full
 def test_recorded_steps_of_the_company_are_not_run_again(tmp_path: Path) -> None:
     outbreak = Outbreak(tmp_path, "exits")
     with outbreak.program as program:
@@ -228,12 +230,14 @@ def test_a_run_that_kills_the_process_is_undone_and_told_of(
     say(f"{len(trip.deaths)} deaths, then {trip.ending()}")
 
 
+@pytest.mark.full
 def test_what_a_thread_registered_is_kept_when_it_returns(tmp_path: Path) -> None:
     trip = Trip(tmp_path, "/thread/body")
     assert trip.end()["error"]["type"] == "process_died"
     assert trip.lines == ["trip"] * 5 + ["give-back-boat", "tell-process_died"]
 
 
+@pytest.mark.full
 def test_a_restart_in_the_middle_of_the_undos_goes_on(tmp_path: Path) -> None:
     trip = Trip(tmp_path, "/trip/undo-hotel-once")
     assert trip.end()["error"]["type"] == "process_died"

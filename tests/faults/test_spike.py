@@ -88,6 +88,7 @@ def test_a_spike_is_kept_and_drained_in_flat_memory(
     assert growth <= ROOM_MIB
 
 
+@pytest.mark.full
 def test_hoarded_memory_is_noticed(tmp_path: Path, seed: int) -> None:
     _, _, growth, _ = spike(tmp_path, seed, 1_000, HOARD)
     assert growth > ROOM_MIB

@@ -329,6 +329,7 @@ def test_a_kill_while_closed_or_while_what_waited_is_released(open_shop: Open) -
             assert len([one for one in times if at <= one < at + 1]) <= 12
 
 
+@pytest.mark.full
 def test_a_probe_that_is_cancelled_lets_the_next_one_go(open_shop: Open) -> None:
     with open_shop(probe="500ms", timeout=20) as shop:
         shop.crm.mode = "down"
@@ -346,6 +347,7 @@ def test_a_probe_that_is_cancelled_lets_the_next_one_go(open_shop: Open) -> None
         assert states == {"succeeded": 4, "cancelled": 1}
 
 
+@pytest.mark.full
 def test_a_flow_that_is_paused_or_gone_while_it_waits_holds_up_no_other(open_shop: Open) -> None:
     env = {}
     with open_shop() as shop:

@@ -234,6 +234,7 @@ def test_s4_the_size_decides_the_way(web: Stub, active: int, way: str) -> None:
     assert [key for key in result.steps if not key.startswith("fetch")] == [way]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 def test_s4_other_code_asks_anew(web: Stub, tmp_path: Path) -> None:
     shop(web)
@@ -434,6 +435,7 @@ def test_a_frame_comes_back_as_it_was_after_a_crash() -> None:
     assert result.result == ["datetime64[ns]", "category", "Int64", "True"]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 def test_s11_rules_hold_in_optimised_python_too(web: Stub, tmp_path: Path) -> None:
     file = pipeline(web, tmp_path)

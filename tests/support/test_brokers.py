@@ -89,6 +89,7 @@ async def test_a_password_is_asked_for(kafka: Broker) -> None:
     assert len(await kafka.records(topic)) == 1
 
 
+@pytest.mark.full
 @pytest.mark.timeout(60)
 async def test_a_killed_broker_comes_back_with_its_data(private_kafka: PrivateKafka) -> None:
     async with private_kafka("broker.session.timeout.ms=1000") as broker:

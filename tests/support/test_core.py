@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import CHECKOUT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(60)]
 
 ASKED = ["tests/faults/test_stop.py", "tests/triggers/kafka/test_seek.py", "tests/domain"]
 """Faults, tests with and without a broker, and quick ones."""

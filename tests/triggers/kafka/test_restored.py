@@ -130,6 +130,7 @@ def test_records_after_the_backup_are_read_again_and_none_before_it_twice(
     assert shop.executed() == times
 
 
+@pytest.mark.full
 def test_a_partition_first_read_after_the_backup_is_read_again_too(
     kafka: Broker, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_partition_first_read_after_the_backup_is_read_again_too(
     assert shop.executed() == dict.fromkeys(BEFORE, 2)
 
 
+@pytest.mark.full
 def test_where_another_journal_has_taken_over_its_offset_counts(
     kafka: Broker, tmp_path: Path
 ) -> None:
