@@ -13,6 +13,7 @@ import apsw
 import pytest
 
 from tests.data.journals import make
+from tests.support import schema
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.sqlite.connection import open_for_writing, read_all
@@ -118,6 +119,11 @@ def test_no_condition_on_the_hot_path_needs_a_table(old: Path) -> None:
     texts = [row[0] for row in connection.execute("SELECT sql FROM sqlite_schema")]
     connection.close()
     assert [text for text in texts if text and "state IN" in text] == []
+
+
+def test_a_new_journal_is_what_the_migrations_lead_to() -> None:
+    written = schema.FILE.read_text("utf-8")
+    assert written == schema.schema(), "make it again: python -m tests.support.schema"
 
 
 def test_the_snapshot_brings_the_old_journal_back(old: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ this snapshot: no program has written the versions between.
 
 The snapshot of an earlier upgrade is deleted then, and this one at the first start after a week.
 Not here: large results, which migrations leave alone.
+
+A new journal is made from `schema.sql`, which is what the migrations lead to, in one transaction.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ KEPT_SECONDS = 7 * 86_400
 """How long the snapshot of an upgrade is kept at least."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_SCHEMA = Path(__file__).parent / "schema.sql"
 _SNAPSHOTS = "journal-v*.db"
 _BEGUN = "upgrading-from"
 _SPARE_BYTES = 16 * 2**20  # at least, for what the migrations write
@@ -102,27 +105,37 @@ def migrate(
 ) -> None:
     """Bring a journal to the newest version; raises `SetupError` when there is no space for it."""
     found, newest = version_of(connection, path), newest_version()
+    if found == 0:
+        _apply(connection, _SCHEMA, newest)
+        return
     if found == newest:
         _delete_snapshots(path.parent, older_than=utc_now().timestamp() - KEPT_SECONDS)
         return
-    if found > 0:
-        begun = _begun(path.parent, found)
-        plan = plan_upgrade(connection, path, min_free_bytes=min_free_bytes)
-        snapshot = begun or _make_snapshot(connection, path, plan, progress)
-        _delete_snapshots(path.parent, older_than=snapshot.stat().st_mtime)
+    begun = _begun(path.parent, found)
+    plan = plan_upgrade(connection, path, min_free_bytes=min_free_bytes)
+    snapshot = begun or _make_snapshot(connection, path, plan, progress)
+    _delete_snapshots(path.parent, older_than=snapshot.stat().st_mtime)
+    apply_migrations(connection, after=found, progress=progress)
+    (path.parent / _BEGUN).unlink(missing_ok=True)
+    log.info("journal.upgraded", version=newest, before=found, snapshot=str(snapshot))
+
+
+def apply_migrations(
+    connection: apsw.Connection, *, after: int, progress: Progress = lambda _doing: None
+) -> None:
+    """Apply what came after a version, each migration with its version in one transaction."""
     connection.create_scalar_function("short_key", _short_key, 1, deterministic=True)
-    steps = _steps_after(found)
-    for done, file in enumerate(steps):
-        number = int(file.name[:4])
-        if found > 0:
-            progress(f"the journal is upgraded: step {done + 1} of {len(steps)}, {file.stem}")
-        with connection:
-            connection.execute(file.read_text("utf-8"))
-            connection.pragma("application_id", APPLICATION_ID)
-            connection.pragma("user_version", number)
-    if found > 0:
-        (path.parent / _BEGUN).unlink(missing_ok=True)
-        log.info("journal.upgraded", version=newest, before=found, snapshot=str(snapshot))
+    steps = _steps_after(after)
+    for done, file in enumerate(steps, 1):
+        progress(f"the journal is upgraded: step {done} of {len(steps)}, {file.stem}")
+        _apply(connection, file, int(file.name[:4]))
+
+
+def _apply(connection: apsw.Connection, file: Path, version: int) -> None:
+    with connection:
+        connection.execute(file.read_text("utf-8"))
+        connection.pragma("application_id", APPLICATION_ID)
+        connection.pragma("user_version", version)
 
 
 def _short_key(*given: Any) -> str | None:
