@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from .errors import FOREIGN, CodeChanged, InvalidData, SetupError, words_of
 from .event import Event
+from .event_columns import EventColumns
 from .payload import Form
 from .resource import Resource
 from .shape import adapter, explain, mentions
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Fill = Callable[[Event], Any]
 """Makes one argument of an event."""
+
+Check = Callable[[], Callable[[Any], Any]]
+"""Returns what makes one argument of decoded data; its `ValueError` says to ask the event."""
 
 UNANNOTATED: Any = inspect.Signature.empty
 """The `returns` of a function that does not say what it returns."""
@@ -55,7 +59,7 @@ class Binding:
     resources: Mapping[str, Resource[Any]] = field(default_factory=lambda: _NO_RESOURCES)
     returns: Any = UNANNOTATED
     declared: Mapping[str, Any] = field(default_factory=dict)
-    members: tuple[tuple[str, Fill], ...] = ()
+    members: tuple[tuple[str, Fill, Check | None], ...] = ()
 
     @property
     def hands_path(self) -> bool:
@@ -98,11 +102,17 @@ class Binding:
 
     def of_member(self, event: Event) -> dict[str, Any]:
         """Return the items that one event fills in; raises `InvalidData` naming the field."""
-        return {name: fill(event) for name, fill in self.members}
+        return {name: fill(event) for name, fill, _ in self.members}
 
     def of_members(self, events: Sequence[Event]) -> dict[str, Any]:
         """Return the arguments for events, one item of each list for each event."""
-        return {name: [fill(event) for event in events] for name, fill in self.members}
+        return {name: [fill(event) for event in events] for name, fill, _ in self.members}
+
+    def of_columns(self, columns: EventColumns) -> dict[str, list[Any]]:
+        """Return what `of_members` does, and forget the decoded data: they are the flow's now."""
+        filled = {name: _column(fill, check, columns) for name, fill, check in self.members}
+        columns.data = []
+        return filled
 
     def _called(self, event: Event, exact: bytes) -> dict[str, Any]:
         """Fill the parameters of a flow that a flow called: some as they were given."""
@@ -136,6 +146,7 @@ class _Parameter:
     body: bool
     data: bool
     required: bool
+    check: Check | None = None
 
 
 def _read(function: Callable[..., Any], *, many: bool) -> Binding:
@@ -174,7 +185,7 @@ def _read(function: Callable[..., Any], *, many: bool) -> Binding:
         resources=MappingProxyType(resources) if resources else _NO_RESOURCES,
         returns=hints.get("return", UNANNOTATED),
         declared=declared,
-        members=tuple((each.name, each.fill) for each in members),
+        members=tuple((each.name, each.fill, each.check) for each in members),
     )
 
 
@@ -281,6 +292,7 @@ def _source(name: str, annotation: Any, required: bool) -> _Parameter:
     kind, may_be_none = _kind(annotation)
     body = data = False
     fill: Fill
+    check: Check | None = None
     if kind is Event:
         required, fill = True, _event
     elif kind is Path:
@@ -289,10 +301,10 @@ def _source(name: str, annotation: Any, required: bool) -> _Parameter:
         body, fill = True, _body_or_none if may_be_none else _body
     else:
         body = data = True
-        fill = _data_fill(name, annotation)
+        fill, check = _data_fill(name, annotation)
     if kind in (Path, bytes) and annotation not in (kind, kind | None):
         fill = _constrained(name, annotation, fill)
-    return _Parameter(name, annotation, fill, body=body, data=data, required=required)
+    return _Parameter(name, annotation, fill, body=body, data=data, required=required, check=check)
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
@@ -309,6 +321,16 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
         if len(others) == 1:
             return _kind(others[0])[0], True
     return annotation, False
+
+
+def _column(fill: Fill, check: Check | None, columns: EventColumns) -> list[Any]:
+    """Return what each event fills in."""
+    if check is None:
+        return [fill(event) for event in columns.decoded()]
+    try:
+        return list(map(check(), columns.data))
+    except ValueError:
+        return [fill(event) for event in columns]  # it fits as it was sent, or tells the field
 
 
 def _event(event: Event) -> Event:
@@ -355,11 +377,11 @@ def _text(name: str, event: Event) -> str:
 # ---------------------------------------------------------------- what pydantic validates
 
 
-def _data_fill(name: str, annotation: Any) -> Fill:
+def _data_fill(name: str, annotation: Any) -> tuple[Fill, Check | None]:
     if annotation in (Any, object):
-        return _data
+        return _data, lambda: lambda data: data
     if annotation is str:
-        return partial(_text, name)
+        return partial(_text, name), None
     checks = _adapter(name, annotation)
     if mentions(annotation, Event):
         raise SetupError(
@@ -377,7 +399,7 @@ def _data_fill(name: str, annotation: Any) -> Fill:
             with _naming(name):
                 return _validated_as_sent(event, checks, error)
 
-    return fill
+    return fill, lambda: checks.validator.validate_python
 
 
 def _constrained(name: str, annotation: Any, source: Fill) -> Fill:

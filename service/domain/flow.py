@@ -22,6 +22,7 @@ from .conditions import Conditions
 from .deadline import Deadline
 from .errors import SetupError
 from .event import Event
+from .event_columns import EventColumns
 from .labels import Label
 from .retry import RetryPolicy
 from .trigger import Trigger
@@ -246,6 +247,14 @@ class Flow(Generic[P, R]):
         return self.awaits if self.cancel_on is None else (*self.awaits, self.cancel_on.trigger)
 
     @cached_property
+    def collects(self) -> bool:
+        """Whether each event that fits joins the one batch that is open, whatever is in it."""
+        window = self.window
+        of_key = self.ordered_by is not None or bool(self.keyed) or self.priority is not None
+        may_pass = self.when is not None or self.shadow or of_key
+        return window is not None and window.kind == "batch" and window.per is None and not may_pass
+
+    @cached_property
     def asks(self) -> bool:
         """Whether code of the author's is asked about an event before it starts a run."""
         priority = self.priority if callable(self.priority) else None
@@ -274,6 +283,10 @@ class Flow(Generic[P, R]):
         if self.takes_list:
             return foreign.ask(self.binding.of_member, event)
         return self.bind(event)
+
+    def bind_columns(self, columns: EventColumns) -> Mapping[str, list[Any]]:
+        """Return what each of these events fills in, as `bind_member` does."""
+        return foreign.ask(self.binding.of_columns, columns)
 
     def bind_members(self, events: Sequence[Event]) -> Mapping[str, Any]:
         """Return the arguments for the members that the run of a window is called with.

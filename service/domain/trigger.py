@@ -84,7 +84,8 @@ class Emitter(Protocol):
 
         `positions` maps a partition (a Kafka partition, a file, a timer) to its new value; None
         forgets it. Positions may move without events. `after` is an emit still on its way: this
-        one is routed meanwhile, stored behind it, and raises what it raises. Raises `Overloaded`,
+        one is routed meanwhile, stored behind it, and raises what it raises. Returns what became of
+        each event; of `EventColumns` it may be one receipt for all. Raises `Overloaded`,
         `JournalFull` or `JournalBroken`, having stored nothing: do not acknowledge.
         """
 

@@ -38,6 +38,10 @@ class Awaited:
         """Compare the fields of `shape` (trigger, field…) in that trigger's events from now on."""
         self._shapes.setdefault(shape[0], set()).add(tuple(shape[1:]))
 
+    def may_wake(self, trigger: str) -> bool:
+        """Whether a run may wait for an event of a trigger that sends its own."""
+        return trigger in self._shapes
+
     def add_topics(self, entry: Entry) -> bool:
         """Add to an entry the topics it wakes; False if no run can wait for it."""
         name = entry.event.trigger

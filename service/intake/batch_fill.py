@@ -22,7 +22,7 @@ from .router import Routed
 def to_prepare(entries: Iterable[Entry]) -> list[NewRun]:
     """Return a run for each batch that these entries fill if it opens with them.
 
-    Each is the `prepared` run of the member that would make its batch full. Only flows whose runs
+    Each is a `prepared` run of the member that would make its batch full. Only flows whose runs
     have no key, order, class or condition can have one: those depend on the first member.
     """
     counts: dict[tuple[str, str], int] = {}
@@ -32,17 +32,20 @@ def to_prepare(entries: Iterable[Entry]) -> list[NewRun]:
             if not _may_be_prepared(member):
                 continue
             at = (member.flow, member.key or "")
-            counts[at] = counts.get(at, 0) + 1
-            if counts[at] == member.settings.count:
-                counts[at] = 0
-                member.prepared = NewRun(
-                    id=mint_id(),
-                    flow=member.flow,
-                    state=RunState.QUEUED,
-                    code_version=member.firing.code_version,
-                )
-                made.append(member.prepared)
+            filled, counts[at] = divmod(counts.get(at, 0) + entry.count, member.settings.count)
+            if filled:
+                member.prepared = [_run_of(member) for _ in range(filled)]
+                made += member.prepared
     return made
+
+
+def _run_of(member: NewMember) -> NewRun:
+    return NewRun(
+        id=mint_id(),
+        flow=member.flow,
+        state=RunState.QUEUED,
+        code_version=member.firing.code_version,
+    )
 
 
 def _may_be_prepared(member: NewMember) -> bool:
@@ -53,8 +56,14 @@ def _may_be_prepared(member: NewMember) -> bool:
 
 def called_with(
     fired: FiredRun, flow: str, routed: Sequence[Routed], results: Sequence[Appended]
-) -> tuple[list[Event], dict[str, list[Any]]]:
+) -> tuple[Sequence[Event], dict[str, list[Any]]]:
     """Return what a prepared run is called with: the events of its members, and its arguments."""
+    columns = routed[0].entry.columns
+    if columns is not None:  # they come alone, and those of one window lie side by side
+        first = fired.events[0] - results[0].event_seq
+        part = slice(first, first + len(fired.events))
+        ((_, _, bound),) = routed[0].members
+        return columns[part], {name: values[part] for name, values in bound.items()}
     entries: dict[int, Routed] = {}
     for one, stored in zip(routed, results, strict=True):
         entries.setdefault(stored.event_seq, one)  # a later one is a duplicate of it
@@ -86,7 +95,7 @@ class BatchFill:
             for member in entry.members:
                 if member.settings.kind == "batch" and member.key == "":
                     self._size, self.flows = member.settings.count, (member.flow,)
-                    self._filled = (self._filled + 1) % self._size
+                    self._filled = (self._filled + entry.count) % self._size
 
     def serve(self, flows: Iterable[AnyFlow]) -> None:
         """Forget the batch of a flow that is not among these, or collects none any more."""

@@ -26,6 +26,10 @@ class CancellingEvents:
         """Take the flows of a (re)loaded project."""
         self._rules = [(flow.name, flow.cancel_on) for flow in flows if flow.cancel_on is not None]
 
+    def may_cancel(self, trigger: str) -> bool:
+        """Whether an event of a trigger that sends its own may cancel runs."""
+        return any(rule.trigger.name == trigger for _, rule in self._rules)
+
     def add_to(self, entry: Entry) -> None:
         """Add to an entry the (flow, key) of the runs that its event cancels."""
         if not self._rules:

@@ -22,6 +22,7 @@ from turnout.service.dispatch.waiters import Waiters
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NEVER, Event
+from turnout.service.domain.event_columns import EventColumns
 from turnout.service.domain.run import Outcome, RunState
 from turnout.service.domain.trigger import Backlog, HandBack, Receipt, Trigger, parts_of
 from turnout.service.journal.contract import Intake
@@ -34,7 +35,7 @@ from .awaited import Awaited
 from .batch_fill import BatchFill
 from .cancels import CancellingEvents
 from .positions import SessionPositions
-from .router import Routed, route
+from .router import Routed, route, route_together
 from .status import Status
 from .submit import Submit
 
@@ -132,7 +133,7 @@ class TriggerEmitter:
         """Store events and positions in one transaction; see `domain.trigger.Emitter`."""
         if not self.status.accepts:
             raise self.status.refusal(self.now())
-        routed = [self._route(event) for event in events]
+        routed = self._route_all(events)
         if self._tells_sender and _is_refused(routed):
             self.reject("invalid", len(routed))
             return [
@@ -155,6 +156,26 @@ class TriggerEmitter:
         for run in routed.entry.runs:
             run.start_past_mode()
         return await self._submitted([routed], None)
+
+    def _route_all(self, events: Sequence[Event]) -> list[Routed]:
+        """Route events: columns as one entry if a flow collects all of them."""
+        if isinstance(events, EventColumns):
+            flow = self._collecting(events)
+            if flow is None:
+                return [self._route(event) for event in events.decoded()]
+            together = route_together(events, flow, after_run_action=self.acts_after_runs)
+            if together is not None:
+                return [together]
+        return [self._route(event) for event in events]
+
+    def _collecting(self, columns: EventColumns) -> AnyFlow | None:
+        """Return the flow that collects these events, if they do nothing else."""
+        name, flows = self.trigger.name, self.flows(_ANY)
+        if not columns or columns.models[0].trigger != name:
+            return None
+        if self._shared.awaited.may_wake(name) or self._shared.cancelling.may_cancel(name):
+            return None
+        return flows[0] if len(flows) == 1 and flows[0].collects else None
 
     def _route(self, event: Event) -> Routed:
         if event.trigger != self.trigger.name:
@@ -206,13 +227,15 @@ class TriggerEmitter:
             dedupe=self.parts.dedupe,
         )
         return self._shared.submit(
-            routed, write, self._receipt, partial(self._refused, len(routed), moves)
+            routed, write, self._receipt, partial(self._refused, routed, moves)
         )
 
-    def _refused(self, count: int, moves: Mapping[str, Move], error: BaseException) -> None:
+    def _refused(
+        self, routed: Sequence[Routed], moves: Mapping[str, Move], error: BaseException
+    ) -> None:
         if moves:
             self._positions.refused(moves, error)
-        self.reject("refused", count)
+        self.reject("refused", sum(one.entry.count for one in routed))
 
     def _receipt(self, routed: Routed, stored: Appended, accepted_at: datetime) -> Receipt:
         runs = routed.entry.runs
@@ -224,7 +247,7 @@ class TriggerEmitter:
         else:
             if routed.entry.members:
                 self._batches.joined(stored.deadline)
-            self._accepted.inc()
+            self._accepted.inc(routed.entry.count)
             self.status.last_event_at = accepted_at
             if self.acts_after_runs and has_ended and _have_ended(runs, stored):
                 self._shared.event_ended(stored.event_seq)

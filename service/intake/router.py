@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import InvalidData, words_of
 from turnout.service.domain.event import ID_ERROR, MAX_HOPS, Event, mint_id
+from turnout.service.domain.event_columns import EventColumns
 from turnout.service.domain.event_types import EMITTERS, matches
 from turnout.service.domain.run import RunError, RunState
 from turnout.service.domain.trigger import StartsOnType
@@ -30,7 +31,10 @@ RoutedRun: TypeAlias = "tuple[NewRun, AnyFlow, Event, Mapping[str, Any] | None]"
 """A run with its flow, and what it is called with: its own event, and the bound arguments."""
 
 RoutedMember: TypeAlias = "tuple[NewMember, Event, Mapping[str, Any]]"
-"""A member that is offered to a window, its own event, and what it fills in."""
+"""A member that is offered to a window, its own event, and what it fills in.
+
+Of an entry of columns it stands for all of them, and what each fills in is a list.
+"""
 
 
 @dataclass(slots=True)
@@ -75,6 +79,22 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
         elif entry.after_run_action and any(made.reason is Reason.SHADOW for made in decisions):
             entry.after_run_action = False  # what was to be done with it is not done
     return routed
+
+
+def route_together(
+    columns: EventColumns, flow: AnyFlow, *, after_run_action: bool = False
+) -> Routed | None:
+    """Route events that the flow collects as `route` does each; None where one does not fit."""
+    window = flow.window
+    assert window is not None and flow.collects
+    try:
+        arguments = flow.bind_columns(columns)
+    except Exception:  # noqa: BLE001  the author's code: `route` tells which event it is
+        return None
+    first = columns[0]
+    member = _member(flow, window, first, "")
+    entry = Entry(first, after_run_action=after_run_action, members=(member,), columns=columns)
+    return Routed(entry, [], {}, ((member, first, arguments),))
 
 
 def _ask(
@@ -148,20 +168,22 @@ def _offer(flow: AnyFlow, window: Window, event: Event, routed: Routed) -> None:
         return
     routed.runs.pop()
     routed.entry.runs.pop()
+    member = _member(flow, window, event, key)
+    member.order_key, member.keys, member.priority = run.order_key, run.keys, run.priority
+    routed.entry.members = (*routed.entry.members, member)
+    routed.members = (*routed.members, (member, own, arguments))
+
+
+def _member(flow: AnyFlow, window: Window, event: Event, key: str | None) -> NewMember:
     timeout = window.on_timeout
-    member = NewMember(
+    return NewMember(
         flow=flow.name,
         settings=window.settings,
         part=_part(window, event),
         key=key,
         firing=flow.firing,
         on_timeout=None if timeout is None else timeout.firing,
-        order_key=run.order_key,
-        keys=run.keys,
-        priority=run.priority,
     )
-    routed.entry.members = (*routed.entry.members, member)
-    routed.members = (*routed.members, (member, own, arguments))
 
 
 def _part(window: Window, event: Event) -> str:

@@ -158,15 +158,13 @@ class Submit:
         if stored.deadline is not None:
             self._windows.joined(stored.deadline)
         for member in one.entry.members:
-            prepared = member.prepared
-            if prepared is None:
-                continue
-            fired = next((each for each in stored.fired if each.prepared is prepared), None)
-            if fired is None:
-                self._dispatcher.take_back(prepared)
-            else:
-                events, arguments = called_with(fired, prepared.flow, routed, results)
-                self._dispatcher.start_prepared(fired, events, arguments, self._now())
+            for prepared in member.prepared:
+                fired = next((each for each in stored.fired if each.prepared is prepared), None)
+                if fired is None:
+                    self._dispatcher.take_back(prepared)
+                else:
+                    events, arguments = called_with(fired, prepared.flow, routed, results)
+                    self._dispatcher.start_prepared(fired, events, arguments, self._now())
         if stored.fired:
             self._windows.fired([each for each in stored.fired if each.prepared is None])
 
@@ -208,5 +206,5 @@ class Submit:
             for run, *_ in one.runs:
                 self._dispatcher.take_back(run)
             for member in one.entry.members:
-                if member.prepared is not None:
-                    self._dispatcher.take_back(member.prepared)
+                for prepared in member.prepared:
+                    self._dispatcher.take_back(prepared)

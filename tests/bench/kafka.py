@@ -195,7 +195,7 @@ def _run(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, f
 
 
 def _batches(broker: Broker, topic: str, count: int, folder: Path) -> Mapping[str, float]:
-    return _rate(broker, topic, folder, BATCHED, count, _ended_in_batches)
+    return _rate(broker, topic, folder, BATCHED, count, partial(_ended_in_batches, count))
 
 
 def _accepted(program: Program) -> float:
@@ -209,10 +209,13 @@ def _ended(program: Program) -> float:
     return max(0.0, _accepted(program) - unfinished)
 
 
-def _ended_in_batches(program: Program) -> float:
-    """Return how many records are accepted, once no window is open and no run unfinished."""
+def _ended_in_batches(count: int, program: Program) -> float:
+    """Return how many records are accepted, once no window is open and no run unfinished.
+
+    As long as some are not accepted it does not ask for more than that.
+    """
     accepted = _accepted(program)
-    if program.unfinished() or program.api("/pending?limit=1")["items"]:
+    if accepted < count or program.unfinished() or program.api("/pending?limit=1")["items"]:
         return 0
     return accepted
 

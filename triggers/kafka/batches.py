@@ -26,6 +26,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]  # as above
 
 from turnout.service.domain.errors import TriggerError
 from turnout.service.domain.event import Event
+from turnout.service.domain.event_columns import EventColumns
 from turnout.service.domain.trigger import Emitter
 
 from . import broker
@@ -57,8 +58,11 @@ class _NewRecords:
     records: list[tuple[RecordDecoder, Sequence[Any]]]
     positions: dict[TopicPartition, Position]
 
-    def events(self, now: datetime) -> list[Event]:
-        """Return the events of the records, in their order."""
+    def events(self, now: datetime) -> Sequence[Event]:
+        """Return the events of the records, in their order: as columns if all fit in."""
+        columns = EventColumns()
+        if all(decoder.add_to(columns, records, now) for decoder, records in self.records):
+            return columns
         return [
             decoder.event(record, now)
             for decoder, records in self.records

@@ -12,14 +12,16 @@ import base64
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import orjson
 
 from turnout.service.domain import cloudevents
 from turnout.service.domain.errors import InvalidData
-from turnout.service.domain.event import NEVER, NO_BODY, Event, like
+from turnout.service.domain.event import MAX_HOPS, NEVER, NO_BODY, Event, like
+from turnout.service.domain.event_columns import EventColumns, keyed
+from turnout.service.domain.payload import decoder
 from turnout.triggers.identity import EventId, identified
 
 Data = Literal["json", "text", "bytes"]
@@ -31,6 +33,9 @@ TYPE = "turnout.kafka.record"
 HOPS = "turnout-hops"
 """The header that carries how many events led to this one."""
 
+_PROBLEM = "recorderror"
+"""The extension in which is said why a record cannot be read."""
+
 _CONTENT_TYPES: Mapping[Data, str] = {
     "json": "application/json",
     "text": "text/plain",
@@ -38,6 +43,8 @@ _CONTENT_TYPES: Mapping[Data, str] = {
 }
 _URL = "data:;base64,"
 _URL_BYTES = _URL.encode("ascii")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -82,6 +89,38 @@ class RecordDecoder:
         )
         object.__setattr__(self, "_model", model)
 
+    def add_to(self, columns: EventColumns, records: Sequence[Any], now: datetime) -> bool:
+        """Add the client's records to columns; False if one of them does not fit in."""
+        if self.id is not None or (records and isinstance(records[0], Record)):
+            return False
+        model, decode, most = self._model, decoder(self.data), self.max_record
+        prefix, now_micros = model.id, (now - _EPOCH) // _MICROSECOND
+        try:
+            for record in records:
+                value = record.value
+                if value is None and self.null == "skip":
+                    continue
+                if value is None or not 0 < len(value) <= most:
+                    return False
+                if record.headers:
+                    event = self.event(record, now)
+                    if not _fits(event):
+                        return False
+                    columns.add(event)
+                    continue
+                columns.data.append(decode(value))
+                stamp, key = record.timestamp, record.key
+                columns.models.append(model)
+                columns.ids.append(f"{prefix}{record.offset}")
+                columns.times.append(
+                    stamp * 1000 if 0 <= stamp <= _LAST_MILLISECOND else now_micros
+                )
+                columns.keys.append(None if key is None else text_of(key))
+                columns.bodies.append(value)
+        except InvalidData:
+            return False
+        return True
+
     def event(self, record: Any, now: datetime) -> Event:
         """Return the event of a record (`Record`, or the client's, which has no `error`).
 
@@ -96,8 +135,7 @@ class RecordDecoder:
             body=NO_BODY if value is None else value,
         )
         if record.key is not None:
-            key = text_of(record.key)
-            event = like(event, subject=key, extensions={**event.extensions, "partitionkey": key})
+            event = keyed(event, text_of(record.key))
         problem: str | None = getattr(record, "error", None)
         if problem is None:
             event, problem = self._apply_headers(event, record)
@@ -136,7 +174,13 @@ class RecordDecoder:
 
     def _unreadable(self, event: Event, offset: int, problem: str) -> Event:
         where = f"{self.topic} partition {self.partition} offset {offset}: {problem}"
-        return _extended(event, "recorderror", where)
+        return _extended(event, _PROBLEM, where)
+
+
+def _fits(event: Event) -> bool:
+    """Whether the event of a record with headers is one that columns take."""
+    is_plain = event.type == TYPE and bool(event.body) and event.hops <= MAX_HOPS
+    return is_plain and _PROBLEM not in event.extensions
 
 
 def text_of(raw: bytes) -> str:
@@ -161,7 +205,7 @@ def bytes_of(text: str) -> bytes:
 
 
 def _instant(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:

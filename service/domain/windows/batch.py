@@ -116,12 +116,16 @@ class BatchRule:
         return (joined, Fire()) if is_full else (joined,)
 
     @staticmethod
-    def only_joins(settings: WindowSettings, count: int, size: int, more: int) -> bool:
-        """Whether an event of `more` bytes only joins an open window of so many events and bytes.
+    def only_join(settings: WindowSettings, count: int, size: int, sizes: Sequence[int]) -> int:
+        """Return how many of the next events, of these bytes, only join an open window.
 
-        The same answer as that of `arrive`, for a tenth of its cost.
+        It has so many events and bytes. `arrive` says the same of each; of those behind them it is
+        asked, or this again.
         """
-        return count + 1 < settings.count and size + more < settings.max_bytes
+        most = min(len(sizes), settings.count - count - 1)
+        while most > 0 and size + sum(sizes[:most]) >= settings.max_bytes:
+            most //= 2
+        return max(most, 0)
 
     def due(self, settings: WindowSettings, window: OpenWindow, at: int) -> Sequence[Step]:
         """Fire with what there is."""

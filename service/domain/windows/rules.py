@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .absent import AbsentRule
 from .all_of import AllOfRule
@@ -21,11 +21,11 @@ RULES: Mapping[str, Rule] = {
     "absent": AbsentRule(),
 }
 
-ONLY_JOINS: Mapping[str, Callable[[WindowSettings, int, int, int], bool]] = {
-    "batch": BatchRule.only_joins,
+ONLY_JOIN: Mapping[str, Callable[[WindowSettings, int, int, Sequence[int]], int]] = {
+    "batch": BatchRule.only_join,
 }
-"""By kind, whether an event only joins an open window that is not due, which stays as it is.
+"""By kind, how many of the next events only join an open window that is not due, which stays as is.
 
-Asked of the settings, the number of members, their size, and that of the event: where most events
+Asked of the settings, the number of members, their size, and those of the events: where most events
 do no more, the rule itself need not be asked.
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from turnout.service.domain.conditions import MODE_RULE, Conditions
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.event import Event
+from turnout.service.domain.event_columns import EventColumns
 from turnout.service.domain.run import Keys, Run, RunError, RunState, Start
 from turnout.service.domain.waiting import Cause
 
@@ -101,6 +102,9 @@ class Entry:
     `awaited` is the name under which runs wait for such events, `topics` wakes those runs.
     `cancels` are the (flow, key) of earlier runs that the event cancels. `members` offer it to the
     windows of flows.
+
+    With `columns` it is all of these events, of which `event` is the first, that are offered one
+    behind the other and have nothing else.
     """
 
     event: Event
@@ -112,6 +116,12 @@ class Entry:
     topics: Sequence[str] = ()
     cancels: Sequence[tuple[str, str]] = ()
     members: Sequence[NewMember] = ()
+    columns: EventColumns | None = None
+
+    @property
+    def count(self) -> int:
+        """How many events it is."""
+        return 1 if self.columns is None else len(self.columns)
 
     @property
     def is_idle(self) -> bool:
@@ -127,7 +137,7 @@ class Entry:
 
 @dataclass(slots=True, kw_only=True)
 class Appended:
-    """What `append` did with an entry.
+    """What `append` did with an entry; `event_seq` is the first one of several events.
 
     For a duplicate only a decision is stored; `event_seq`, `event` and `runs` are those of the
     first delivery (no runs once they are pruned). `conflict`: same identity, another body.

@@ -27,8 +27,8 @@ class NewMember:
     `key` tells windows apart: empty for a flow without `per=`, None for an event without a key.
     `order_key`, `keys` and `priority` are what the rules of the flow say of the event. `firing` is
     what a run is made of if the window fires now, `on_timeout` the same of the flow that gets the
-    members if it expires. `prepared` is a run that holds a slot already: it is the run if a window
-    opens and fires in the same `append`.
+    members if it expires. `prepared` are runs that hold a slot already: one is the run of a window
+    that opens and fires in the same `append`.
     """
 
     flow: str
@@ -40,7 +40,7 @@ class NewMember:
     order_key: str | None = None
     keys: Keys | None = None
     priority: int | None = None
-    prepared: NewRun | None = None
+    prepared: Sequence[NewRun] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from .conditions import Conditions
 from .counters import RunCounters
 from .decisions import REPEATS_KEPT, add_decisions, pack_decisions
 from .dedupe import DeliveryRow, First
-from .events import AppendJob, EventRow, repeated_decision
+from .events import AppendJob, ColumnRows, EventRow, repeated_decision
 from .older_runs import OlderRuns
 from .positions import Moves
 from .skip import store_refusal
@@ -198,6 +198,9 @@ class Intake:
                 rows.repeated.append((job, entry, appended))
                 taken.append(appended)
                 continue
+            if entry.columns is not None:
+                taken.append(self._take_columns(rows, entry, event, job.at, counters))
+                continue
             self.last_event += 1
             seq = self.last_event
             rows.events.append(seq)
@@ -218,6 +221,24 @@ class Intake:
                 rows.known[identity[0]] = (seq, identity[1], appended.runs)
             taken.append(appended)
         return taken
+
+    def _take_columns(
+        self, rows: Rows, entry: Entry, written: ColumnRows, at: int, counters: RunCounters
+    ) -> Appended:
+        """Insert events that are columns, and offer them to windows: what they join are ranges."""
+        seqs = range(self.last_event + 1, self.last_event + 1 + entry.count)
+        self.last_event = seqs[-1]
+        events.INSERT_COLUMNS.run(self._connection, written.numbered(seqs), written.shared)
+        appended = Appended(event_seq=seqs[0], event=entry.event.id)
+        assert entry.columns is not None
+        sizes = list(map(len, entry.columns.bodies))
+        for member in entry.members:
+            ignored = self.windows.offer_all(rows, member, seqs, sizes, appended, at, counters)
+            for seq, decided in ignored:
+                appended.decided = (*appended.decided, *decided)
+                add_decisions(self._connection, seq, decided, at)
+                self._connection.execute(_UNMATCH, (dump_list([seq]),))
+        return appended
 
     def _offer(
         self,

@@ -27,30 +27,37 @@ class BulkStatement:
     """A statement that writes any number of rows with the given fields.
 
     `{rows}` in its text stands for the rows: `VALUES (?,…),(?,…)`. A single row may be written by
-    another text, `alone`.
+    another text, `alone`. The first `shared` fields have the same values in all rows.
     """
 
-    def __init__(self, text: str, fields: Sequence[str], alone: str | None = None) -> None:
+    def __init__(
+        self, text: str, fields: Sequence[str], alone: str | None = None, *, shared: int = 0
+    ) -> None:
         self._before, _, self._after = " ".join(text.split()).partition(_ROWS)
-        self._width = len(fields)
-        self._row = f"({','.join('?' * self._width)})"
+        self._width = len(fields) - shared
+        numbers = [f"?{number}" for number in range(1, shared + 1)]
+        self._row = f"({','.join([*numbers, *'?' * self._width])})"
         self._texts: dict[int, str] = {}
         if alone is not None:
             self._texts[1] = alone
 
-    def run(self, connection: apsw.Connection, values: list[Any]) -> int:
+    def run(
+        self, connection: apsw.Connection, values: list[Any], shared: Sequence[Any] = ()
+    ) -> int:
         """Write all rows of the flat list `values`; return how many rows changed."""
         left = len(values) // self._width
         if left <= _EXACT_ROWS:
             if not left:
                 return 0
-            connection.execute(self._texts.get(left) or self.text(left), values)
+            given = [*shared, *values] if shared else values
+            connection.execute(self._texts.get(left) or self.text(left), given)
             return connection.changes()
         start = changed = 0
         while left:
             rows = left if left <= _EXACT_ROWS else min(_MOST_ROWS, left - left % _EXACT_ROWS)
             end = start + rows * self._width
-            connection.execute(self._texts.get(rows) or self.text(rows), values[start:end])
+            given = [*shared, *values[start:end]] if shared else values[start:end]
+            connection.execute(self._texts.get(rows) or self.text(rows), given)
             changed += connection.changes()
             start, left = end, left - rows
         return changed
@@ -65,9 +72,11 @@ class BulkStatement:
         return text
 
 
-def insert(table: str, fields: Sequence[str]) -> BulkStatement:
-    """Return the statement that inserts rows of a table."""
-    return BulkStatement(f"INSERT INTO {table} ({', '.join(fields)}) {{rows}}", fields)
+def insert(table: str, fields: Sequence[str], *, shared: Sequence[str] = ()) -> BulkStatement:
+    """Return the statement that inserts rows of a table; the `shared` fields come first."""
+    every = (*shared, *fields)
+    text = f"INSERT INTO {table} ({', '.join(every)}) {{rows}}"
+    return BulkStatement(text, every, shared=len(shared))
 
 
 def for_each(text: str, fields: Sequence[str]) -> BulkStatement:

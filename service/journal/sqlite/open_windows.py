@@ -69,8 +69,9 @@ JOIN = insert("window_events", MemberRow._fields)
 class KnownWindow:
     """An open window as this transaction has it.
 
-    `is_new`: it was opened here, so that all its members are in `joined`. `scheduled` is the id of
-    the run that waits for it, once it is known.
+    `is_new`: it was opened here, so that all its members are in `joined`: as rows, or as a range of
+    events of which the rules of the flow say nothing. `scheduled` is the id of the run that waits
+    for it, once it is known.
     """
 
     seq: int
@@ -87,7 +88,15 @@ class KnownWindow:
     closed_at: int | None = None
     is_new: bool = False
     scheduled: str | None = None
-    joined: list[MemberRow] = field(default_factory=list)
+    joined: list[MemberRow | range] = field(default_factory=list)
+
+    def events(self) -> list[int]:
+        """Return the seqs of the events in `joined`."""
+        return [
+            seq
+            for each in self.joined
+            for seq in (each if isinstance(each, range) else (each.event_seq,))
+        ]
 
     def row(self) -> WindowRow:
         """Return the window as a row."""
@@ -141,6 +150,20 @@ class KnownWindows:
         """Note that a member is to be written."""
         self._joined += row
         window.joined.append(row)
+        self._changed[window.seq] = window
+
+    def join_together(
+        self, window: KnownWindow, events: range, part: int, at: int, size: int
+    ) -> None:
+        """Let events that are in the table join one behind the other."""
+        offset = events[0] - window.positions - 1
+        window.positions += len(events)
+        window.members += len(events)
+        window.bytes += size
+        self._connection.execute(
+            _SQL["join_together"], (window.seq, offset, part, at, events[0], events[-1])
+        )
+        window.joined.append(events)
         self._changed[window.seq] = window
 
     def set_open(self, flow: str, key: str, window: KnownWindow | None) -> None:

@@ -6,7 +6,8 @@ what it has done. Not here: when a window ends (`windows`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -64,7 +65,7 @@ class Change:
     answer: Appended | ClosedWindows
     flow: Firing | None
     on_timeout: Firing | None = None
-    prepared: NewRun | None = None
+    prepared: Iterator[NewRun] = field(default_factory=lambda: iter(()))
     ignored: list[Decision] = field(default_factory=list)
     joined: bool = False
 
@@ -110,13 +111,14 @@ class WindowEnds:
     def _run_of(
         self, change: Change, window: KnownWindow, flow: str, firing: Firing, chosen: _Chosen
     ) -> NewRun:
-        prepared, change.prepared = change.prepared, None
-        if prepared is not None and prepared.state is RunState.RUNNING and flow == window.flow:
-            is_whole = window.is_new and window.joined[0].event_seq > self.before
-            if is_whole:  # all its members came with this write, and are in the caller's memory
+        is_own = flow == window.flow
+        is_whole = window.is_new and _first_and_last(window)[0].event_seq > self.before
+        if is_own and is_whole:  # all its members came with this write: the caller has them
+            prepared = next(change.prepared, None)
+            if prepared is not None and prepared.state is RunState.RUNNING:
                 prepared.window_seq = window.seq
                 return prepared
-        is_own = flow == window.flow
+        deque(change.prepared, maxlen=0)  # no later run of this write may start before this one
         return NewRun(
             id=self._scheduled(change, window) or mint_id(),
             flow=flow,
@@ -174,7 +176,7 @@ class WindowEnds:
             queued=queued,
             window_seq=window.seq,
             prepared=run if is_prepared else None,
-            events=[row.event_seq for row in window.joined] if is_prepared else (),
+            events=window.events() if is_prepared else (),
         )
         answer.fired = (*answer.fired, fired)
 
@@ -182,9 +184,8 @@ class WindowEnds:
         """Return the first event of a window, and the member that its run takes its keys from."""
         takes_last = window.settings.keep == "last"
         if window.is_new:
-            of = window.joined[-1 if takes_last else 0]
-            chosen = _Chosen(of.event_seq, of.order_key, of.keys, of.priority)
-            return window.joined[0].event_seq, chosen
+            first, last = _first_and_last(window)
+            return first.event_seq, last if takes_last else first
         self._known.flush()
         first = self._member(window, "first_member")
         return first.event_seq, self._member(window, "last_member") if takes_last else first
@@ -285,6 +286,18 @@ class WindowEnds:
         """Insert what is pending, so that statements find all events, runs and members."""
         self._runs.insert(change.rows)
         self._known.flush()
+
+
+def _first_and_last(window: KnownWindow) -> tuple[_Chosen, _Chosen]:
+    """Return the first member of a window that is new, and the last one."""
+    ends = (window.joined[0], 0), (window.joined[-1], -1)
+    first, last = (
+        _Chosen(of[at], None, None, None)
+        if isinstance(of, range)
+        else _Chosen(of.event_seq, of.order_key, of.keys, of.priority)
+        for of, at in ends
+    )
+    return first, last
 
 
 def key_fact(key: str | None) -> dict[str, str]:

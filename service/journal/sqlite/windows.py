@@ -7,7 +7,7 @@ at the deadline. Not here: what a rule says (`domain/windows`), when a deadline 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ import apsw
 
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.windows.firing import FIRED_BY, Firing
-from turnout.service.domain.windows.rules import ONLY_JOINS, RULES
+from turnout.service.domain.windows.rules import ONLY_JOIN, RULES
 from turnout.service.domain.windows.window import (
     AskAgain,
     Close,
@@ -39,6 +39,7 @@ from turnout.service.journal.records import (
     ClosedWindows,
     Decision,
     NewMember,
+    NewRun,
     Told,
 )
 
@@ -72,11 +73,16 @@ class Windows:
         appended: Appended,
         at: int,
         counters: RunCounters,
+        prepared: Iterator[NewRun] | None = None,
     ) -> list[Decision] | None:
-        """Offer an event to the window of its key; None if it has joined, else the decisions."""
-        if self._only_joins(new, event_seq, size, appended, at):
+        """Offer an event to the window of its key; None if it has joined, else the decisions.
+
+        `prepared` are the runs that are left of the member's, None if it is all of them.
+        """
+        if self._only_join(new, range(event_seq, event_seq + 1), (size,), appended, at):
             return None
-        change = Change(rows, at, counters, appended, new.firing, new.on_timeout, new.prepared)
+        change = Change(rows, at, counters, appended, new.firing, new.on_timeout)
+        change.prepared = iter(new.prepared) if prepared is None else prepared
         rule = RULES[new.settings.kind]
         if new.key is None:
             self._without_key(change, rule, new, event_seq, size)
@@ -107,29 +113,62 @@ class Windows:
                 appended.deadline = min(appended.deadline or deadline, deadline)
         return None if change.joined else change.ignored
 
-    def _only_joins(
-        self, new: NewMember, event_seq: int, size: int, appended: Appended, at: int
-    ) -> bool:
-        """Let an event join the window of its key if it does no more; False if it may.
+    def offer_all(
+        self,
+        rows: Any,
+        new: NewMember,
+        seqs: range,
+        sizes: Sequence[int],
+        appended: Appended,
+        at: int,
+        counters: RunCounters,
+    ) -> list[tuple[int, list[Decision]]]:
+        """Offer events one behind the other; they are in the table already.
+
+        Returns the decisions about those that have not joined, by seq. In `appended` the window and
+        the deadline are those of the last one.
+        """
+        ignored = []
+        prepared = iter(new.prepared)
+        while seqs:
+            joined = self._only_join(new, seqs, sizes, appended, at)
+            if not joined:
+                joined, appended.deadline = 1, None
+                decided = self.offer(rows, new, seqs[0], sizes[0], appended, at, counters, prepared)
+                if decided is not None:
+                    ignored.append((seqs[0], decided))
+            seqs, sizes = seqs[joined:], sizes[joined:]
+        return ignored
+
+    def _only_join(
+        self, new: NewMember, seqs: range, sizes: Sequence[int], appended: Appended, at: int
+    ) -> int:
+        """Let those of the next events join the window of their key that do no more; how many.
 
         The quick way of most events of a batch: nothing closes, and the deadline stays.
         """
-        only_joins = ONLY_JOINS.get(new.settings.kind)
-        if only_joins is None or new.key is None:
-            return False
+        only_join = ONLY_JOIN.get(new.settings.kind)
+        if only_join is None or new.key is None:
+            return 0
         window = self.known.open_here(new.flow, new.key)
         if window is None or window.settings is not new.settings:
-            return False
+            return 0
         due_at = window.due_at
         if due_at is None or due_at <= at:
-            return False
+            return 0
         part = new.settings.part_of(new.part)
-        if part is None or not only_joins(new.settings, window.members, window.bytes, size):
-            return False
-        self._add(window, new, event_seq, Member(part, at, size), due_at)
+        if part is None:
+            return 0
+        joining = only_join(new.settings, window.members, window.bytes, sizes)
+        if len(seqs) == 1 and joining:
+            self._add(window, new, seqs[0], Member(part, at, sizes[0]), due_at)
+        elif joining:
+            self.known.join_together(window, seqs[:joining], part, at, sum(sizes[:joining]))
+        else:
+            return 0
         appended.windows = {**appended.windows, new.flow: window.id}
         appended.deadline = min(appended.deadline or _deadline(due_at), _deadline(due_at))
-        return True
+        return joining
 
     def _still_open(self, change: Change, rule: Rule, new: NewMember) -> KnownWindow | None:
         """Return the open window of a key, once what is due or declared otherwise has ended."""

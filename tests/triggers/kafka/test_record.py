@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.triggers.kafka.record import Data, Null, Record, RecordDecoder, bytes_of, text_of
+from turnout.service.domain.event import MAX_HOPS
+from turnout.service.domain.event_columns import EventColumns
+from turnout.triggers.kafka.record import (
+    TYPE,
+    Data,
+    Null,
+    Record,
+    RecordDecoder,
+    bytes_of,
+    text_of,
+)
 
 NOW = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
@@ -82,6 +93,75 @@ def test_every_record_is_an_event_that_names_its_offset(
         assert event.body == (value or b""), "its bytes are kept as they came"
     elif event.body or event.encoding != "json":
         assert event.data is not NotImplemented  # it decodes
+
+
+class FromClient(NamedTuple):
+    """A record as the client has it."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+@given(
+    records=st.lists(
+        st.builds(
+            FromClient,
+            offset=st.integers(0, 2**40),
+            timestamp=st.integers(-(2**63), 2**63 - 1) | st.just(1_700_000_000_123),
+            key=st.none() | raw,
+            value=st.none() | raw | st.sampled_from([b"7", b'{"a": 1}', b"{oops", b"", b"x" * 30]),
+            headers=st.just([]) | st.just([("x", b"1")]) | headers | cloud_event,
+        ),
+        max_size=5,
+    ),
+    data=st.sampled_from(["json", "text", "bytes"]),
+    null=st.sampled_from(["dead", "skip", "run"]),
+)
+def test_records_that_fit_in_columns_are_the_same_events(
+    records: list[FromClient], data: Data, null: Null
+) -> None:
+    reader = RecordDecoder(
+        trigger="kafka:o/g", cluster="c", topic="o", partition=3, epoch=1, data=data, null=null,
+        max_record=25,
+    )  # fmt: skip
+    columns = EventColumns()
+    if not reader.add_to(columns, records, NOW):
+        return
+    single = [
+        reader.event(each, NOW) for each in records if each.value is not None or null != "skip"
+    ]
+    assert list(columns) == single
+    assert [each.data for each in columns.decoded()] == [each.data for each in single]
+    assert columns.data == [each.data for each in single]
+    for each in single:
+        assert each.body and each.type == TYPE and each.hops <= MAX_HOPS
+        assert "recorderror" not in each.extensions
+
+
+@pytest.mark.parametrize(
+    ("record", "fits"),
+    [
+        (FromClient(1, 5, b"k", b"{}", []), True),
+        (FromClient(1, -1, None, b"{}", [("traceparent", b"00")]), True),
+        (FromClient(1, 5, None, b"{oops", []), False),
+        (FromClient(1, 5, None, b"", []), False),
+        (FromClient(1, 5, None, None, []), False),
+        (FromClient(1, 5, None, b"[" + b"1," * 600 + b"1]", []), False),
+        (FromClient(1, 5, None, b"{}", [("turnout-hops", b"17")]), False),
+        (FromClient(1, 5, None, b"{}", [("turnout-hops", b"1")]), True),
+        (FromClient(1, 5, None, b"{}", [("ce_specversion", b"9")]), False),
+        (Record(1, 5, None, b"{}", []), False),
+    ],
+)
+def test_which_records_fit_in_columns(record: Any, fits: bool) -> None:
+    reader = RecordDecoder(
+        trigger="kafka:o/g", cluster="c", topic="o", partition=0, epoch=0, data="json", null="dead",
+        max_record=1000,
+    )  # fmt: skip
+    assert reader.add_to(EventColumns(), [record], NOW) is fits
 
 
 @pytest.mark.parametrize(("data", "empty"), [("text", ""), ("bytes", b"")])

@@ -1,5 +1,11 @@
 -- Windows: open ones, their members, and what is left when they close.
 
+-- name: join_together
+-- Events (?5 to ?6) join a window (?1), at positions that are their seqs less a number (?2), as a part
+-- of it (?3), at an instant (?4).
+INSERT INTO window_events (window_seq, position, event_seq, part, at, bytes)
+SELECT ?1, seq - ?2, seq, ?3, ?4, length(body) FROM events WHERE seq BETWEEN ?5 AND ?6;
+
 -- name: last_window
 SELECT coalesce(max(seq), 0) FROM windows;
 

@@ -1,0 +1,193 @@
+"""Events that come as columns run by batches as they do one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import orjson
+import pytest
+from pydantic import BaseModel
+
+from turnout import Event, Fail, Retry, batch, current, flow, kafka, retry, wait_for
+from turnout.service.domain.event_columns import EventColumns
+from turnout.service.domain.run import RunState
+from turnout.service.journal.records import Filter
+from turnout.service.journal.sqlite.events import ColumnRows
+from turnout.testing import START, kafka_event, serve
+from turnout.testing.service import Service
+
+TOPIC = kafka("readings", group="g")
+seen: list[Any] = []
+made: list[int] = []
+"""How many rows each write of columns had."""
+
+
+class Reading(BaseModel):
+    """What a sensor sends."""
+
+    n: int
+
+
+class FromClient(NamedTuple):
+    """A record as the client has it."""
+
+    offset: int
+    value: bytes
+    key: bytes | None = None
+    timestamp: int = 1_700_000_000_000
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    seen.clear()
+    made.clear()
+    honest = ColumnRows.numbered
+
+    def numbered(self: ColumnRows, seqs: range) -> list[Any]:
+        made.append(len(seqs))
+        return honest(self, seqs)
+
+    monkeypatch.setattr(ColumnRows, "numbered", numbered)
+    yield
+
+
+def columns(*data: object, **fields: Any) -> EventColumns:
+    decoder = TOPIC.decoder("c", "readings", 0, 1)
+    found = EventColumns()
+    records = [FromClient(n, orjson.dumps(each), **fields) for n, each in enumerate(data)]
+    assert decoder.add_to(found, records, START)
+    return found
+
+
+async def send(service: Service, *data: object, **fields: Any) -> Any:
+    receipts = await service.process.emitters[TOPIC.name](columns(*data, **fields))
+    await service.advance("1ms")
+    return receipts
+
+
+def numbers(*given: int) -> list[dict[str, int]]:
+    return [{"n": number} for number in given]
+
+
+@flow(on=batch(TOPIC, 3, "10s"))
+async def store(readings: list[Reading]) -> int:
+    seen.append([each.n for each in readings])
+    return len(readings)
+
+
+@pytest.mark.anyio
+async def test_each_full_batch_runs_at_once_and_the_rest_at_its_deadline() -> None:
+    async with serve(store) as service:
+        (receipt,) = await send(service, *numbers(*range(8)), key=b"k")
+        assert sorted(seen) == [[0, 1, 2], [3, 4, 5]] and made == [8]
+        assert len(receipt.runs) == 2 and receipt.event.endswith("/readings/1/0/0")
+        await service.advance("10s")
+        assert seen[2:] == [[6, 7]]
+        runs = await service.journal.runs(Filter())
+        assert sorted(run.events for run in runs) == [2, 3, 3]
+        [stored] = await service.journal.event("c/readings/1/0/7")
+        assert (stored.event.subject, stored.event.data) == ("k", {"n": 7})
+        assert stored.runs and stored.event.extensions["partitionkey"] == "k"
+
+
+@pytest.mark.anyio
+async def test_an_open_batch_is_filled_first_and_its_run_reads_what_is_stored() -> None:
+    async with serve(store) as service:
+        await send(service, *numbers(0, 1))
+        await service.process.emitters[TOPIC.name]([kafka_event(TOPIC, {"n": 2})])
+        await service.advance("1ms")
+        assert seen == [[0, 1, 2]]
+        await service.process.emitters[TOPIC.name]([kafka_event(TOPIC, {"n": 3})])
+        await send(service, *numbers(4, 5, 6, 7, 8))
+        assert seen[1:] == [[3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.anyio
+async def test_one_that_does_not_fit_is_a_dead_letter_of_its_own() -> None:
+    async with serve(store) as service:
+        receipts = await send(service, {"n": 0}, {"n": "x"}, {"n": 2}, {"n": 3})
+        assert len(receipts) == 4 and made == []
+        assert seen == [[0, 2, 3]]
+        (dead,) = await service.journal.runs(Filter(state=RunState.FAILED))
+        assert dead.dead and dead.event_id == "c/readings/1/0/1"
+
+
+@pytest.mark.anyio
+async def test_items_that_fail_are_run_again_with_their_own_data() -> None:
+    @flow(on=batch(TOPIC, 4, "10s"), retry=retry(3, delay="1s"))
+    async def load(readings: list[dict[str, int]]) -> None:
+        seen.append([each["n"] for each in readings])
+        for each in readings:
+            each["n"] = -1  # it is the flow's own
+        if len(readings) > 1:
+            raise Retry(items=[1, 3])
+        raise Fail("never", items=[0])
+
+    async with serve(load) as service:
+        await send(service, *numbers(5, 6, 7, 8))
+        await service.advance("5s")
+        assert made == [4]
+        assert seen[:2] == [[5, 6, 7, 8], [6, 8]]
+
+
+@pytest.mark.anyio
+async def test_a_flow_may_take_the_events_themselves() -> None:
+    @flow(on=batch(TOPIC, 2, "10s"))
+    async def look(events: list[Event], data: list[Any], raw: list[bytes]) -> None:
+        data[0]["n"] = "changed"
+        seen.append([each.id for each in events])
+        seen.append([each.data for each in events][1])
+        seen.append(raw)
+        seen.append((current().event.id, current().event.data))
+
+    async with serve(look) as service:
+        await send(service, *numbers(1, 2))
+    assert made == [2]
+    assert seen == [
+        ["c/readings/1/0/0", "c/readings/1/0/1"],
+        {"n": 2},
+        [b'{"n":1}', b'{"n":2}'],
+        ("c/readings/1/0/0", {"n": 1}),
+    ]
+
+
+@flow(on=batch(TOPIC, 2, "10s"), when=lambda event: event.data["n"] != 1)
+async def filtered(readings: list[Reading]) -> None:
+    seen.append([each.n for each in readings])
+
+
+@flow(on=batch(TOPIC, 2, "10s", per=lambda event: event.data["n"] % 2))
+async def of_key(readings: list[Reading]) -> None:
+    seen.append([each.n for each in readings])
+
+
+@flow(on=kafka("other", group="g"), awaits=[TOPIC])
+async def waiting(reading: Reading) -> None:
+    await wait_for(TOPIC)
+
+
+@flow(on=TOPIC)
+async def single(reading: Reading) -> None:
+    seen.append(reading.n)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("flows", "expected"),
+    [
+        ((filtered,), [[0, 2]]),
+        ((of_key,), [[0, 2], [1, 3]]),
+        ((store, waiting), [[0, 1, 2]]),
+        ((store, single), [0, 1, 2, 3, [0, 1, 2]]),
+        ((single,), [0, 1, 2, 3]),
+    ],
+)
+async def test_where_a_flow_asks_or_another_listens_each_is_routed_by_itself(
+    flows: tuple[Any, ...], expected: list[Any]
+) -> None:
+    async with serve(*flows) as service:
+        receipts = await send(service, *numbers(0, 1, 2, 3))
+        assert len(receipts) == 4 and made == []
+        assert sorted(seen, key=str) == sorted(expected, key=str)
