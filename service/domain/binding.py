@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 Fill = Callable[[Event], Any]
 """Makes one argument of an event."""
 
-Check = Callable[[], Callable[[Any], Any]]
-"""Returns what makes one argument of decoded data; its `ValueError` says to ask the event."""
-
 UNANNOTATED: Any = inspect.Signature.empty
 """The `returns` of a function that does not say what it returns."""
 
@@ -59,7 +56,7 @@ class Binding:
     resources: Mapping[str, Resource[Any]] = field(default_factory=lambda: _NO_RESOURCES)
     returns: Any = UNANNOTATED
     declared: Mapping[str, Any] = field(default_factory=dict)
-    members: tuple[tuple[str, Fill, Check | None], ...] = ()
+    members: tuple[tuple[str, Fill, TypeAdapter[Any] | None], ...] = ()
 
     @property
     def hands_path(self) -> bool:
@@ -110,7 +107,7 @@ class Binding:
 
     def of_columns(self, columns: EventColumns) -> dict[str, list[Any]]:
         """Return what `of_members` does, and forget the decoded data: they are the flow's now."""
-        filled = {name: _column(fill, check, columns) for name, fill, check in self.members}
+        filled = {name: _column(fill, checks, columns) for name, fill, checks in self.members}
         columns.data = []
         return filled
 
@@ -146,7 +143,7 @@ class _Parameter:
     body: bool
     data: bool
     required: bool
-    check: Check | None = None
+    checks: TypeAdapter[Any] | None = None
 
 
 def _read(function: Callable[..., Any], *, many: bool) -> Binding:
@@ -185,7 +182,7 @@ def _read(function: Callable[..., Any], *, many: bool) -> Binding:
         resources=MappingProxyType(resources) if resources else _NO_RESOURCES,
         returns=hints.get("return", UNANNOTATED),
         declared=declared,
-        members=tuple((each.name, each.fill, each.check) for each in members),
+        members=tuple((each.name, each.fill, each.checks) for each in members),
     )
 
 
@@ -292,7 +289,7 @@ def _source(name: str, annotation: Any, required: bool) -> _Parameter:
     kind, may_be_none = _kind(annotation)
     body = data = False
     fill: Fill
-    check: Check | None = None
+    checks: TypeAdapter[Any] | None = None
     if kind is Event:
         required, fill = True, _event
     elif kind is Path:
@@ -301,10 +298,12 @@ def _source(name: str, annotation: Any, required: bool) -> _Parameter:
         body, fill = True, _body_or_none if may_be_none else _body
     else:
         body = data = True
-        fill, check = _data_fill(name, annotation)
+        fill, checks = _data_fill(name, annotation)
     if kind in (Path, bytes) and annotation not in (kind, kind | None):
         fill = _constrained(name, annotation, fill)
-    return _Parameter(name, annotation, fill, body=body, data=data, required=required, check=check)
+    return _Parameter(
+        name, annotation, fill, body=body, data=data, required=required, checks=checks
+    )
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
@@ -323,12 +322,14 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
-def _column(fill: Fill, check: Check | None, columns: EventColumns) -> list[Any]:
-    """Return what each event fills in."""
-    if check is None:
+def _column(fill: Fill, checks: TypeAdapter[Any] | None, columns: EventColumns) -> list[Any]:
+    """Return what each event fills in; `checks` are those of the data, if they alone fill it."""
+    if fill is _data:
+        return columns.data
+    if checks is None:
         return [fill(event) for event in columns.decoded()]
     try:
-        return list(map(check(), columns.data))
+        return list(map(checks.validator.validate_python, columns.data))
     except ValueError:
         return [fill(event) for event in columns]  # it fits as it was sent, or tells the field
 
@@ -377,9 +378,10 @@ def _text(name: str, event: Event) -> str:
 # ---------------------------------------------------------------- what pydantic validates
 
 
-def _data_fill(name: str, annotation: Any) -> tuple[Fill, Check | None]:
+def _data_fill(name: str, annotation: Any) -> tuple[Fill, TypeAdapter[Any] | None]:
+    """Return what fills a parameter from the data, and what checks the data for it."""
     if annotation in (Any, object):
-        return _data, lambda: lambda data: data
+        return _data, None
     if annotation is str:
         return partial(_text, name), None
     checks = _adapter(name, annotation)
@@ -399,7 +401,7 @@ def _data_fill(name: str, annotation: Any) -> tuple[Fill, Check | None]:
             with _naming(name):
                 return _validated_as_sent(event, checks, error)
 
-    return fill, lambda: checks.validator.validate_python
+    return fill, checks
 
 
 def _constrained(name: str, annotation: Any, source: Fill) -> Fill:

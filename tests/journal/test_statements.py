@@ -27,6 +27,7 @@ FILES = sorted(path.stem for path in (ROOM / "sql").glob("*.sql"))
 NAMED = [(file, name) for file in FILES for name in load(file)]
 BULK = {
     "events": events.INSERT,
+    "columns": events.INSERT_COLUMNS,
     "deliveries": dedupe.INSERT,
     "runs": runs.INSERT,
     "attempts": outcomes.INSERT_ATTEMPTS,
@@ -49,7 +50,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[apsw.Connectio
 def values_of(text: str) -> int:
     """Return how many values a statement takes."""
     numbers = [int(number) for number in re.findall(r"\?(\d+)", text)]
-    return max(numbers, default=text.count("?"))
+    return max(numbers, default=0) + len(re.findall(r"\?(?!\d)", text))
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)

@@ -90,7 +90,10 @@ class RecordDecoder:
         object.__setattr__(self, "_model", model)
 
     def add_to(self, columns: EventColumns, records: Sequence[Any], now: datetime) -> bool:
-        """Add the client's records to columns; False if one of them does not fit in."""
+        """Add the client's records to columns; False if one does not fit: then they are void.
+
+        A record does not fit that cannot be read, nor one that `EventColumns` have no room for.
+        """
         if self.id is not None or (records and isinstance(records[0], Record)):
             return False
         model, decode, most = self._model, decoder(self.data), self.max_record
