@@ -67,6 +67,29 @@ def test_a_history_has_the_same_effect_each_time() -> None:
 FILL = ("fill", {"number": 0, "steps": 0, "order": 0})
 
 
+def test_a_run_that_waits_to_run_alone_keeps_the_key_of_its_mode() -> None:
+    steps = {"steps": 0, "order": 0}
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 4,
+            "policies": [(False, [("named", 2)], False), (False, [("flow", 1), ("key", 1)], True)],
+            "bounds": 4,
+            "rules": [
+                [("latest", True, 2, 30), ("throttle", True, 2, 30)],
+                [("shared", False, 1, 30)],
+                [("priority", False, 2, 30)],
+            ],
+        },
+        [
+            ("send", {"number": 0, "keys": [(2, 1, True), (0, 2, True)], "again": False, **steps}),
+            ("send", {"number": 21, "keys": [(0, 0, False)], "again": False, **steps}),
+            ("crash", {}),
+            ("crash", {}),
+        ],
+    )
+
+
 def test_what_is_late_gives_no_turn_of_its_class_away() -> None:
     policies = [
         (False, [], False),

@@ -377,6 +377,15 @@ class FlowControlSimulator(DispatchSimulator):
         missed = super().missed() + [run for run in late if self._should_start(run)]
         return [run for run in missed if not self._waits_with_others(run)]
 
+    def _may_lack_a_kept_slot(self, run: SimulatedRun) -> bool:
+        """Whether another run may keep a slot that a run wants, or the key of a mode."""
+        return super()._may_lack_a_kept_slot(run) or any(
+            other.state is S.QUEUED and self._is_isolated(other)
+            for rule in self.rules[run.flow.number]
+            if isinstance(rule, Mode) and rule.key(run) is not None
+            for other in self.others(rule, run)
+        )
+
     def _lacks_a_slot(self, run: SimulatedRun) -> bool:
         return super()._lacks_a_slot(run) and not self._waits_with_others(run)
 
