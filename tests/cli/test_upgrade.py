@@ -15,6 +15,8 @@ from tests.support.program import Program, turnout
 from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
 from turnout.service.journal.sqlite.migrations import newest_version
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -128,6 +128,8 @@ from pathlib import Path
 
 from turnout import Event, flow, limit, webhook
 
+pytestmark = pytest.mark.slow
+
 @flow(on=webhook("/work"), concurrency=limit(1, per=lambda event: event.data[0]))
 async def work(event: Event) -> None:
     if event.data[0] == "busy":

@@ -32,6 +32,8 @@ from turnout.service.journal.records import Filter
 
 from .revealing import VALUE, clean, value
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["clean", "value"]  # fixtures
 
 

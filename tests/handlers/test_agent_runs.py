@@ -15,7 +15,8 @@ from turnout.service.domain.run import RunState
 from turnout.service.operate.verbs import Cancel, Retry
 from turnout.testing import run, serve
 
-pytestmark = pytest.mark.timeout(180)  # its first import of the framework takes seconds
+# The first import of the framework takes seconds.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 __turnout_code_version__ = "one"  # as the loader gives it to a file of flows
 

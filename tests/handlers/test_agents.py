@@ -20,7 +20,8 @@ from turnout.service.domain.errors import SetupError
 from turnout.service.domain.run import RunState
 from turnout.testing import replayed, run, serve
 
-pytestmark = pytest.mark.timeout(180)  # its first import of the framework takes seconds
+# The first import of the framework takes seconds.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 done: list[str] = []
 

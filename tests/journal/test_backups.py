@@ -34,6 +34,8 @@ from turnout.service.journal.sqlite.examine import CHECKS
 from turnout.service.journal.sqlite.files import FILE_NAME, journal_folder
 from turnout.service.journal.sqlite.migrations import newest_version
 
+pytestmark = pytest.mark.slow
+
 OLD = sorted(make.HERE.glob("v*"))
 LARGE = b"a large result" * 1000
 CHANCES = 300

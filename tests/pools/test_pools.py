@@ -339,6 +339,8 @@ async def test_processes_below_a_worker_are_ordinary_ones(pools: Pools, tmp_path
 FLOW_FILE = """
 from turnout import current, flow, task
 
+pytestmark = pytest.mark.slow
+
 class Box:
     def __init__(self, value):
         self.value = value

@@ -30,6 +30,8 @@ print(json.dumps(here))
 print("an error", file=sys.stderr)
 """
 
+pytestmark = pytest.mark.slow
+
 
 def ran(folder: Path, code: str, *words: str) -> tuple[int, str, str]:
     with (folder / "out").open("w+b") as out, (folder / "error").open("w+b") as error:
