@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -243,3 +244,50 @@ def test_what_fails_in_celery_fails_the_run(tmp_path: Path, redis: str) -> None:
         program.ready()
         run = shop.reaches(shop.order(), "failed")
     assert "ValueError('no such customer')" in run["error"]["message"]
+
+
+TELLER = """
+import os
+from celery import Celery
+from call_turnout import start_run
+
+url = os.environ["CELERY_URL"]
+app = Celery("shop", broker=url, backend=url)
+
+@app.task(bind=True, name="shop.tell", autoretry_for=(OSError,), retry_backoff=1, max_retries=5)
+def tell(self, receipt):
+    run = start_run({"receipt": receipt}, self.request.id)
+    if self.request.retries == 0:
+        raise OSError("the answer is lost")
+    return run
+"""
+"""A task that loses the answer to its first request."""
+
+
+@pytest.mark.parametrize(
+    ("key", "runs"), [("self.request.id", 1), ("os.urandom(8).hex()", 2)], ids=["keyed", "control"]
+)
+def test_a_task_that_is_tried_again_starts_one_run(
+    tmp_path: Path, redis: str, key: str, runs: int
+) -> None:
+    env = {"HOOK_SECRET": "of both sides", "CELERY_URL": redis}
+    (tmp_path / "call_turnout.py").write_text((EXAMPLES / "call_turnout.py").read_text())
+    (tmp_path / "teller.py").write_text(TELLER.replace("self.request.id", key))
+    celery = [program_of("celery", "celery"), "-A", "teller"]
+    log = tmp_path / "worker.log"
+    log.touch()
+    with Program(
+        flows=EXAMPLES / "called.py", data=tmp_path / "data", log=tmp_path / "log", env=env
+    ).start() as program:
+        program.ready()
+        env["HOOK_URL"] = f"http://127.0.0.1:{program.port}/hooks/billed"
+        with services.running(
+            [*celery, "worker", "--concurrency=1", "--loglevel=INFO"], log,
+            ready=lambda: "ready." in log.read_text(), env=env, cwd=tmp_path,
+        ):  # fmt: skip
+            call = [*celery, "call", "shop.tell", "--args", '["7"]']
+            subprocess.run(call, cwd=tmp_path, env=os.environ | env, check=True, timeout=60)
+            until(lambda: "succeeded in" in log.read_text(), 60, "the second try")
+        program.quiet(30)
+        results = [run["result"] for run in program.api("/runs")["items"]]
+    assert results == ["7 is paid"] * runs
