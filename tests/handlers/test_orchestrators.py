@@ -270,6 +270,7 @@ def test_a_kill_after_the_trigger_leaves_one_run_there(
 
 
 def test_a_server_that_is_down_is_waited_for(tmp_path: Path, other: Side) -> None:
+    other.start()  # one that was never up does not know what to run, and says so
     other.stop()
     service = Service(tmp_path, other)
 
