@@ -90,6 +90,42 @@ def test_a_run_that_waits_to_run_alone_keeps_the_key_of_its_mode() -> None:
     )
 
 
+def test_a_retry_while_its_flow_is_gone_may_not_find_the_class_of_its_key() -> None:
+    """Run 9 was retried behind run 10, while its flow was gone and had another name."""
+    steps = {"steps": 0, "order": 0}
+    replay(
+        FlowControlMachine,
+        {
+            "slots": 3,
+            "policies": [(True, [("account", 1)], True), (True, [], False)],
+            "bounds": 4,
+            "rules": [
+                [],
+                [
+                    ("priority", True, 1, 30),
+                    ("rate_limit", False, 1, 30),
+                    ("unique", False, 2, 30),
+                ],
+                [],
+            ],
+        },
+        [
+            ("reload", {"number": 0, "change": "count", **steps}),
+            FILL,
+            ("reload", {"number": 9, "change": "rename", **steps}),
+            ("advance", {"seconds": 90, **steps}),
+            ("cancel", {"number": 0, **steps}),
+            FILL,
+            ("lose_connection", {"number": 0, **steps}),
+            ("reload", {"number": 59, "change": "serve", **steps}),
+            ("advance", {"seconds": 90, **steps}),
+            ("retry", {"number": 80, **steps}),
+            ("reload", {"number": 41, "change": "serve", **steps}),
+            FILL,
+        ],
+    )
+
+
 def test_what_is_late_gives_no_turn_of_its_class_away() -> None:
     policies = [
         (False, [], False),

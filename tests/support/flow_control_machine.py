@@ -253,10 +253,19 @@ class FlowControlMachine(DispatchMachine):
                 skipped=frozenset(each.id for each in result.skipped),
             )
         )
-        head = self.head_of(run) if run.state in ENDED else None
+        if run.state in ENDED:
+            self.comes_in_again(run)
+        super().told_retry_done(_run_id, _step, result)
+
+    def comes_in_again(self, run: ControlledRun) -> None:
+        """Learn that a run has come in again, in the class of its key.
+
+        While its flow is gone nobody knows its later name, under which the key may be known.
+        """
+        head = self.head_of(run)
         if head is not None:
             run.level = head.level
-        super().told_retry_done(_run_id, _step, result)
+            run.is_misplaced |= not (run.flow.served and run.flow.served_at_rest)
 
     def told_retry_answered(self, _run_id: str, _step: None, result: Any) -> None:
         self.stop_cancelled(result)
@@ -287,7 +296,7 @@ class FlowControlMachine(DispatchMachine):
         """
         flow = known.flow
         for each in self.declared_rules[flow.number]:
-            if not isinstance(each, Classed):
+            if not isinstance(each, Classed) or self.has_misplaced(known):
                 continue
             classes: set[int | None] = set()
             if flow.served or flow.served_at_rest:
@@ -304,6 +313,10 @@ class FlowControlMachine(DispatchMachine):
     def class_of(self, run: SimulatedRun, classed: Classed) -> int:
         head = self.head_of(run)
         return classed.own(run) if head is None else head.level
+
+    def has_misplaced(self, run: SimulatedRun) -> bool:
+        """Whether nobody can say which run of an ordering key is the first."""
+        return any(other.is_misplaced for other in self.simulator.same_key(run))
 
     def head_of(self, run: SimulatedRun) -> ControlledRun | None:
         """Return the first of the unfinished other runs of an ordering key."""
