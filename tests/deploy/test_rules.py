@@ -241,7 +241,7 @@ def test_the_rules_are_rules_and_each_alert_is_played() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(60)  # promtool takes 10 s of a processor
+@pytest.mark.timeout(180)  # promtool takes 10 s of a processor, which others may use too
 def test_each_alert_fires_and_resolves(tmp_path: Path) -> None:
     tests = [played(name, case) for name, case in [*CASES.items(), *SECOND_CAUSES]]
     tests += [silent(name, series) for name, series in SILENT]

@@ -35,7 +35,7 @@ def tool(name: str) -> str:
 def promtool(*words: str | Path, given: bytes = b"") -> None:
     """Run promtool; fails with what it says unless it is content."""
     verdict = subprocess.run(
-        [tool("promtool"), *words], input=given, capture_output=True, check=False, timeout=50
+        [tool("promtool"), *words], input=given, capture_output=True, check=False, timeout=170
     )
     said = (verdict.stdout + verdict.stderr).decode()
     assert verdict.returncode == 0, said
