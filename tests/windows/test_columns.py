@@ -9,7 +9,20 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from turnout import Event, Fail, Retry, batch, current, flow, kafka, retry, wait_for
+from turnout import (
+    Event,
+    Fail,
+    Retry,
+    batch,
+    current,
+    flow,
+    kafka,
+    limit,
+    rate_limit,
+    retry,
+    wait_for,
+)
+from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event_columns import EventColumns
 from turnout.service.domain.run import RunState
 from turnout.service.journal.records import Filter
@@ -94,14 +107,47 @@ async def test_each_full_batch_runs_at_once_and_the_rest_at_its_deadline() -> No
 
 @pytest.mark.anyio
 async def test_an_open_batch_is_filled_first_and_its_run_reads_what_is_stored() -> None:
-    async with serve(store) as service:
+    @flow(on=batch(TOPIC, 3, "10s"), concurrency=limit(1))
+    async def in_turn(readings: list[Reading]) -> None:
+        seen.append([each.n for each in readings])
+
+    async with serve(in_turn) as service:
         await send(service, *numbers(0, 1))
         await service.process.emitters[TOPIC.name]([kafka_event(TOPIC, {"n": 2})])
         await service.advance("1ms")
         assert seen == [[0, 1, 2]]
         await service.process.emitters[TOPIC.name]([kafka_event(TOPIC, {"n": 3})])
         await send(service, *numbers(4, 5, 6, 7, 8))
-        assert seen[1:] == [[3, 4, 5], [6, 7, 8]]
+        assert seen[1:] == [[3, 4, 5], [6, 7, 8]] and made == [2, 5]
+
+
+@pytest.mark.anyio
+async def test_a_rule_of_the_flow_decides_about_each_batch_in_its_turn() -> None:
+    @flow(on=batch(TOPIC, 2, "10s"), rate=rate_limit("1/m"))
+    async def rated(readings: list[Reading]) -> None:
+        seen.append([each.n for each in readings])
+
+    async with serve(rated) as service:
+        await send(service, *numbers(0, 1, 2, 3, 4))
+        await service.advance("10s")
+        assert seen == [[0, 1]] and made == [5]
+        skipped = await service.journal.runs(Filter(state=RunState.SKIPPED))
+        assert sorted(run.events for run in skipped) == [1, 2]
+        [stored] = await service.journal.event("c/readings/1/0/2")
+        assert [made["reason"] for made in stored.decisions] == ["rate_limit"]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_kept_of_columns_whose_write_is_refused() -> None:
+    async with serve(store) as service:
+        emit = service.process.emitters[TOPIC.name]
+        bad = columns(*numbers(*range(6)))
+        bad.ids[4] = "\ud800"  # no row can hold it
+        with pytest.raises(JournalError):
+            await emit(bad)
+        await send(service, *numbers(7, 8, 9))
+        assert seen == [[7, 8, 9]], "the slots that were taken for it are free again"
+        assert await service.journal.event("c/readings/1/0/5") == []
 
 
 @pytest.mark.anyio
