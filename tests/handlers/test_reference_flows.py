@@ -14,7 +14,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,16 +184,13 @@ def shop(web: Stub, active: int = 3) -> None:
     web.bodies["/orders"] = [{"status": "completed"}, {"status": "open"}]
 
 
-@pytest.mark.alone
 async def test_s4_both_are_fetched_at_once_and_not_again_within_the_hour(web: Stub) -> None:
     shop(web)
-    web.latency_seconds = 1.0
+    web.together = threading.Barrier(2)
     async with serve(dynamic) as service:
-        started = time.monotonic()
         first = await service.run(dynamic)
-        assert time.monotonic() - started < 1.6
-        assert first.result == {"users": 3, "orders": 1}
-        web.latency_seconds = 0.0
+        assert first.result == {"users": 3, "orders": 1}, first.error
+        web.together = None
         again = await service.run(dynamic)
         assert [web.count("/users"), web.count("/orders")] == [1, 1]
         fetched = [step for step in again.steps.values() if step.task == "fetch"]
@@ -300,16 +297,13 @@ async def run_pipeline(file: Path) -> Any:
         return result
 
 
-@pytest.mark.alone
 async def test_s11_sources_are_read_at_once_and_every_place_holds_all(
     web: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    all_three = threading.Barrier(3)
     for name in ("read_csv", "read_json", "read_sql"):
-        monkeypatch.setattr(pd, name, slowed(getattr(pd, name)))
-    file = await asyncio.to_thread(pipeline, web, tmp_path)
-    started = time.monotonic()
-    result = await run_pipeline(file)
-    assert time.monotonic() - started < 2.0, "three sources, a second each"
+        monkeypatch.setattr(pd, name, read_with_others(getattr(pd, name), all_three))
+    result = await run_pipeline(await asyncio.to_thread(pipeline, web, tmp_path))
     assert result.result == "Processed 175 records", result.error
     assert loaded(tmp_path) == (175, 175)
 
@@ -334,12 +328,12 @@ async def test_s11_a_database_that_is_missing_is_not_made(web: Stub, tmp_path: P
     assert not (tmp_path / "other.db").exists()
 
 
-def slowed(read: Any) -> Any:
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(1)
+def read_with_others(read: Any, others: threading.Barrier) -> Any:
+    def wait_and_read(*args: Any, **kwargs: Any) -> Any:
+        others.wait(10)  # for those that read at the same time; then it fails
         return read(*args, **kwargs)
 
-    return slow
+    return wait_and_read
 
 
 async def test_s11_no_rows_fail_the_run_at_once_and_load_nothing(web: Stub, tmp_path: Path) -> None:
@@ -402,7 +396,7 @@ def test_s11_a_crash_between_the_loads_leaves_all_in_each(web: Stub, tmp_path: P
         with supervised(started, most_restarts=2) as deaths:
             pipeline(web, tmp_path)
             until(lambda: deaths, 20, "the crash")
-            until(lambda: started.alive and started.ask("/readyz"), 20, "the restart")
+            until(lambda: started.alive and started.ask("/readyz"), 40, "the restart")
             (found,) = until(lambda: started.api("/runs")["items"], 10, "the run")
             ended_run = ended(started, found["id"])
         assert ended_run["result"] == "Processed 175 records", ended_run["error"]

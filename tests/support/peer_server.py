@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,20 @@ REPORT = "category,amount\na,3\nb,5\n"
 """What they make of it."""
 
 
+TOGETHER_SECONDS = 10
+"""How long who comes first waits for the others; then nobody gets an answer."""
+
+
 class Stub:
-    """What the server answers by path: a status each time, the last one from then on, and JSON."""
+    """What the server answers by path: a status each time, the last one from then on, and JSON.
+
+    With a barrier in `together`, it answers nobody until so many have asked.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.latency_seconds = 0.0
+        self.together: threading.Barrier | None = None
         self.bodies: dict[str, Any] = {}
         self.statuses: dict[str, list[int]] = {}
         self.asked: list[str] = []
@@ -37,6 +46,8 @@ class Stub:
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
         time.sleep(self.latency_seconds)
+        if self.together is not None:
+            self.together.wait(TOGETHER_SECONDS)
         statuses = self.statuses.get(path, [200])
         status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
         return status, json.dumps(self.bodies.get(path)).encode()
