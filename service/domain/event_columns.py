@@ -83,7 +83,7 @@ class EventColumns(Sequence[Event]):
             time=_EPOCH + timedelta(microseconds=self.times[at]),
             body=self.bodies[at],
             **more,
-        )
+        ).own()
 
     def _part(self, at: slice) -> EventColumns:
         made = EventColumns()

@@ -67,9 +67,8 @@ def route(event: Event, flows: Sequence[AnyFlow], *, after_run_action: bool = Fa
         decisions.append(_cycle(event.hops))
         return routed
     problem = _problem_of(event) if event.extensions else None
-    is_shared = len(flows) > 1
     for flow in flows:
-        own = event.own() if is_shared else event
+        own = event.own()  # also for one flow: its trigger may share mappings among its events
         _ask(flow, event, own, problem, routed, decisions)
         if flow.window is not None and routed.runs and routed.runs[-1][1] is flow:
             _offer(flow, flow.window, event, routed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel, model_validator
@@ -249,10 +249,15 @@ async def keyed_by_kafka(data: Any) -> None: ...
 
 
 @pytest.mark.parametrize("only", [third, keyed_by_kafka])
-def test_the_only_flow_is_given_what_the_trigger_has_decoded(only: AnyFlow) -> None:
+def test_the_only_flow_is_given_what_the_trigger_has_decoded_and_mappings_of_its_own(
+    only: AnyFlow,
+) -> None:
     event = make_event({"a": 1})
     data = event.data
     routed = route(event, [only])
     [(_, flow, own, arguments)] = routed.runs
-    assert flow is only and own is event
+    assert flow is only and own == event
     assert arguments is not None and arguments["data"] is data
+    for mapping in (own.headers, own.params, own.query, own.extensions):
+        cast(dict[str, Any], mapping)["mine"] = "spoilt"
+    assert not (event.headers or event.params or event.query or "mine" in event.extensions)
