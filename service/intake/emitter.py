@@ -159,7 +159,7 @@ class TriggerEmitter:
 
     def _route_all(self, events: Sequence[Event]) -> list[Routed]:
         """Route events: columns as one entry if a flow collects all of them."""
-        if isinstance(events, EventColumns):
+        if isinstance(events, EventColumns) and events.data:  # not those that are submitted again
             flow = self._collecting(events)
             if flow is None:
                 return [self._route(event) for event in events.decoded()]
@@ -171,7 +171,7 @@ class TriggerEmitter:
     def _collecting(self, columns: EventColumns) -> AnyFlow | None:
         """Return the flow that collects these events, if they do nothing else."""
         name, flows = self.trigger.name, self.flows(_ANY)
-        if not columns or columns.models[0].trigger != name:
+        if columns.models[0].trigger != name:
             return None
         if self._shared.awaited.may_wake(name) or self._shared.cancelling.may_cancel(name):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -148,6 +148,46 @@ async def test_nothing_is_kept_of_columns_whose_write_is_refused() -> None:
         await send(service, *numbers(7, 8, 9))
         assert seen == [[7, 8, 9]], "the slots that were taken for it are free again"
         assert await service.journal.event("c/readings/1/0/5") == []
+
+
+@pytest.mark.anyio
+async def test_columns_that_were_refused_may_be_submitted_again() -> None:
+    async with serve(store) as service:
+        emit = service.process.emitters[TOPIC.name]
+        again = columns(*numbers(1, 2, 3))
+        name, again.ids[1] = again.ids[1], "\ud800"  # no row can hold it
+        with pytest.raises(JournalError):
+            await emit(again)
+        again.ids[1] = name
+        await emit(again)
+        await service.advance("1ms")
+        assert seen == [[1, 2, 3]]
+
+
+@pytest.mark.anyio
+async def test_what_a_flow_changes_in_an_event_no_other_event_has() -> None:
+    @flow(on=batch(TOPIC, 2, "10s"))
+    async def change(events: list[Event]) -> None:
+        for each in events:
+            mappings: Any = (each.headers, each.params, each.query, each.extensions)
+            seen.append([dict(mapping) for mapping in mappings])
+            for mapping in mappings:
+                mapping["mine"] = each.id
+
+    decoder = TOPIC.decoder("c", "readings", 0, 1)
+    async with serve(change) as service:
+        for first in (0, 2, 4, 6):
+            records = [FromClient(first + n, b"1") for n in range(2)]
+            events: Sequence[Event] = [decoder.event(each, START) for each in records]
+            if first < 4:
+                events = EventColumns()
+                assert decoder.add_to(events, records, START)
+            await service.process.emitters[TOPIC.name](events)
+            await service.advance("1ms")
+        assert made == [2, 2] and len(seen) == 8
+        assert all(each == [{}, {}, {}, {"partition": "readings/0"}] for each in seen)
+        [stored] = await service.journal.event("c/readings/1/0/7")
+        assert stored.event.extensions == {"partition": "readings/0"}
 
 
 @pytest.mark.anyio
