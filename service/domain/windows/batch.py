@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import ClassVar
 
 from turnout.service.domain.errors import SetupError
@@ -119,13 +120,16 @@ class BatchRule:
     def only_join(settings: WindowSettings, count: int, size: int, sizes: Sequence[int]) -> int:
         """Return how many of the next events, of these bytes, only join an open window.
 
-        It has so many events and bytes. `arrive` says the same of each; of those behind them it is
-        asked, or this again.
+        It has so many events and bytes. `arrive` says the same of each, and is asked of the one
+        behind them.
         """
-        most = min(len(sizes), settings.count - count - 1)
-        while most > 0 and size + sum(sizes[:most]) >= settings.max_bytes:
-            most //= 2
-        return max(most, 0)
+        joining, room = 0, settings.max_bytes - size
+        for more in islice(sizes, max(settings.count - count - 1, 0)):
+            room -= more
+            if room <= 0:
+                break
+            joining += 1
+        return joining
 
     def due(self, settings: WindowSettings, window: OpenWindow, at: int) -> Sequence[Step]:
         """Fire with what there is."""
