@@ -19,6 +19,8 @@ from turnout import flow, limit, throttle
 from turnout.service.dispatch import memory
 from turnout.service.domain.event import Event
 
+pytestmark = pytest.mark.slow
+
 TRIES = 40
 START_SECONDS = 2.0
 """What a start may take longer with a million queued runs; measured: 1.0 s, and 1.9 at load 11."""
@@ -127,8 +129,6 @@ import time
 from pathlib import Path
 
 from turnout import Event, flow, limit, webhook
-
-pytestmark = pytest.mark.slow
 
 @flow(on=webhook("/work"), concurrency=limit(1, per=lambda event: event.data[0]))
 async def work(event: Event) -> None:

@@ -26,6 +26,8 @@ from turnout.service.pools.worker import WorkerDied
 from turnout.service.project.loader import load, load_file
 from turnout.service.telemetry import logs
 
+pytestmark = pytest.mark.slow
+
 colour: ContextVar[str] = ContextVar("colour", default="none")
 
 
@@ -338,8 +340,6 @@ async def test_processes_below_a_worker_are_ordinary_ones(pools: Pools, tmp_path
 
 FLOW_FILE = """
 from turnout import current, flow, task
-
-pytestmark = pytest.mark.slow
 
 class Box:
     def __init__(self, value):
