@@ -1106,7 +1106,8 @@ MORE = (
         @flow(on=webhook("/a", verify="gihub", secret=secret("PATH")))  # here
         def report(): ...
         """,
-        'no signature scheme \'gihub\'; there are "github", "none" and hmac("X-Header")',
+        'no signature scheme \'gihub\'; there are "github", "slack", "stripe", "bearer", '
+        '"none" and hmac("X-Header")',
         '"github"',
     ),
     InFile(
