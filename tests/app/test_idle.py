@@ -88,6 +88,7 @@ def test_it_goes_comes_back_and_says_when_it_must(tmp_path: Path, say: Say) -> N
             assert shown.stdout.count('"succeeded"') == 2, shown
 
 
+@pytest.mark.full
 def test_a_command_acts_by_itself_where_nobody_listens_for_an_idle_service(tmp_path: Path) -> None:
     program = program_in(tmp_path)
     with program:

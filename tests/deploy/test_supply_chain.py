@@ -156,6 +156,7 @@ def vulnerabilities(known: str) -> Iterator[str]:
             thread.join()
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 def test_audit_fails_for_a_vulnerability_and_for_what_it_cannot_judge(tmp_path: Path) -> None:
     """Against a database of our own: here is no line to a real one."""

@@ -175,6 +175,7 @@ def test_killed_at_any_point_no_recorded_call_is_made_again(
     say(f"{len(chosen)} of {len(plans) + len(BY_THE_TEST)} points, each killed at once")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("sabotage", "plan", "words"),
     [

@@ -84,6 +84,7 @@ def test_no_request_fails_while_one_version_follows_another(
         assert gaps[-1] <= GAP_SECONDS
 
 
+@pytest.mark.full
 def test_on_a_socket_of_its_own_requests_fail_meanwhile(tmp_path: Path, seed: int) -> None:
     with program_in(tmp_path) as program:
         ledger = hand_over(program, seed, 1)

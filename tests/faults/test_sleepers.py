@@ -57,6 +57,7 @@ def lateness(program: Program, due: float) -> list[float]:
     return [finished_at / 1e6 - due for (finished_at,) in rows]
 
 
+@pytest.mark.full
 def test_many_asleep_cost_nothing_and_wake_in_time(tmp_path: Path, full: bool, say: Say) -> None:
     count, rest = (10_000, 10.0) if full else (300, 2.0)
     a_tick = 100 / os.sysconf("SC_CLK_TCK") / rest  # the times of a process are counted in ticks

@@ -190,6 +190,7 @@ def told(found: Any) -> list[Any]:
     ]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_of_unchanged_code_it_says_exactly_what_happened(seed: int, full: bool) -> None:

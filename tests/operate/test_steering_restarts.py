@@ -70,6 +70,7 @@ def restart(program: Program) -> None:
     program.start().ready()
 
 
+@pytest.mark.full
 def test_a_pause_outlives_kills_and_ends_by_itself_also_while_the_program_is_down(
     program: Program, clock: InjectedClock
 ) -> None:
