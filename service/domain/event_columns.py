@@ -8,12 +8,10 @@ spend most of its time on objects that nobody looks at. Not here: where columns 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
 from .event import Event, like
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from .units import EPOCH, MICROSECOND
 
 
 def keyed(event: Event, key: str) -> Event:
@@ -52,7 +50,7 @@ class EventColumns(Sequence[Event]):
         """Add an event that has more than the columns hold."""
         self.models.append(event)
         self.ids.append(event.id)
-        self.times.append((event.time - _EPOCH) // timedelta(microseconds=1))
+        self.times.append((event.time - EPOCH) // MICROSECOND)
         self.keys.append(None)
         self.bodies.append(event.body)
         self.data.append(event.data)
@@ -80,7 +78,7 @@ class EventColumns(Sequence[Event]):
         return like(
             model if key is None else keyed(model, key),
             id=self.ids[at],
-            time=_EPOCH + timedelta(microseconds=self.times[at]),
+            time=EPOCH + self.times[at] * MICROSECOND,
             body=self.bodies[at],
             **more,
         ).own()

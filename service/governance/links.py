@@ -15,12 +15,13 @@ import os
 import secrets
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 
 from turnout.service.domain.errors import Expired, NotFound, SetupError
+from turnout.service.domain.units import EPOCH, MICROSECOND
 
 from .ownership import refuse_shared, rights_of_others
 
@@ -29,8 +30,6 @@ KEY_BYTES = 32
 PATH = "/approvals"
 
 _SIGNATURE_BYTES = 32
-_EPOCH = datetime.fromtimestamp(0, UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Links:
 
     def address(self, run_id: str, key: str, until: datetime, asked_at: datetime) -> str:
         """Return the link for one approval."""
-        asked = (asked_at - _EPOCH) // _MICROSECOND
+        asked = (asked_at - EPOCH) // MICROSECOND
         text = orjson.dumps([run_id, key, int(until.timestamp()), asked])
         return f"{self._base_url}{PATH}/{_encode(text + self._sign(text))}"
 
@@ -77,7 +76,7 @@ class Links:
         if now >= ends:
             raise Expired("this link has expired; ask for a new one")
         digest = hashlib.blake2b(raw, digest_size=16).digest()
-        asked_at = _EPOCH + asked[0] * _MICROSECOND if asked else None
+        asked_at = EPOCH + asked[0] * MICROSECOND if asked else None
         return Question(run_id, key, ends, digest, asked_at)
 
     def _sign(self, text: bytes) -> bytes:

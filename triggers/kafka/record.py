@@ -12,7 +12,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -22,6 +22,7 @@ from turnout.service.domain.errors import InvalidData
 from turnout.service.domain.event import MAX_HOPS, NEVER, NO_BODY, Event, like
 from turnout.service.domain.event_columns import EventColumns, keyed
 from turnout.service.domain.payload import decoder
+from turnout.service.domain.units import EPOCH, MICROSECOND
 from turnout.triggers.identity import EventId, identified
 
 Data = Literal["json", "text", "bytes"]
@@ -43,8 +44,6 @@ _CONTENT_TYPES: Mapping[Data, str] = {
 }
 _URL = "data:;base64,"
 _URL_BYTES = _URL.encode("ascii")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _LAST_MILLISECOND = 253_402_300_799_999  # the end of the year 9999
 
 
@@ -97,7 +96,7 @@ class RecordDecoder:
         if self.id is not None or (records and isinstance(records[0], Record)):
             return False
         model, decode, most = self._model, decoder(self.data), self.max_record
-        prefix, now_micros = model.id, (now - _EPOCH) // _MICROSECOND
+        prefix, now_micros = model.id, (now - EPOCH) // MICROSECOND
         try:
             for record in records:
                 value = record.value
@@ -208,7 +207,7 @@ def bytes_of(text: str) -> bytes:
 
 
 def _instant(milliseconds: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=milliseconds)
+    return EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def _headers(listed: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:

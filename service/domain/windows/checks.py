@@ -9,11 +9,9 @@ from typing import Any
 from turnout.service.domain import foreign
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trigger import Trigger
-from turnout.service.domain.units import parse_duration
+from turnout.service.domain.units import MICROSECOND, parse_duration
 
 from .window import MOST_MEMBERS
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def one_trigger(word: str, trigger: Any) -> Trigger:
@@ -51,7 +49,7 @@ def duration(word: str, option: str, value: str | timedelta) -> int:
     if length <= timedelta(0):
         raise SetupError(f"{word}({option}={value!r}): a time is above 0; write it like "
                          '"30s" or "10m"')  # fmt: skip
-    return length // _MICROSECOND
+    return length // MICROSECOND
 
 
 def members(word: str, option: str, value: Any) -> int:

@@ -9,10 +9,11 @@ from datetime import timedelta
 
 import apsw
 
+from turnout.service.domain.units import MICROSECOND
 from turnout.service.journal.records import Spent, StoredBudget, Taking
 
 from .statements import load
-from .values import MICROSECOND, instant
+from .values import instant
 
 _SQL = load("budgets")
 

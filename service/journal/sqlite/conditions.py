@@ -18,12 +18,12 @@ import apsw
 from turnout.service.domain.conditions import MODE_RULE, UNIQUE_RULE, Mode, Until
 from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.run import Keys, Run, RunState
+from turnout.service.domain.units import MICROSECOND
 from turnout.service.journal.records import Decision, NewRun
 
 from . import rate_limits
 from .bounds import Bounds
 from .statements import load
-from .values import MICROSECOND
 
 _SQL = load("conditions")
 _FIRST_UNFINISHED, _FIRST_WITHIN = _SQL["first_unfinished"], _SQL["first_within"]

@@ -17,6 +17,7 @@ from turnout.service.domain.decisions import Fact, Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import NO_BODY, Event, like
 from turnout.service.domain.event_columns import EventColumns, keyed
+from turnout.service.domain.units import EPOCH, MICROSECOND
 from turnout.service.journal.contract import Positions
 from turnout.service.journal.records import Decision, Entry, NewMember, StoredEvent
 
@@ -24,7 +25,7 @@ from .bulk import insert
 from .columns import selected
 from .decisions import pack_decisions, unpack_decisions
 from .dedupe import identity
-from .values import EPOCH, MICROSECOND, dump, error_from, instant
+from .values import dump, error_from, instant
 from .writer import Job
 
 _EMPTY_BODY = "empty_body"

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from turnout.service.domain.run import FINISHED, Outcome, RunState
+from turnout.service.domain.units import EPOCH, MICROSECOND
 from turnout.service.journal.records import AttemptRecord, ClaimedRun
 
 from .bulk import for_each, insert
-from .values import EPOCH, MICROSECOND, error_from, instant, instant_or_none, pack_error, storable
+from .values import error_from, instant, instant_or_none, pack_error, storable
 from .writer import Job
 
 _FINISHED = frozenset(state.value for state in FINISHED)

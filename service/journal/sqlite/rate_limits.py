@@ -15,11 +15,11 @@ import orjson
 
 from turnout.service.domain.conditions import RateLimitRule
 from turnout.service.domain.decisions import Reason
-from turnout.service.domain.units import format_duration
+from turnout.service.domain.units import MICROSECOND, format_duration
 from turnout.service.journal.records import Decision, NewRun
 
 from .statements import load
-from .values import MICROSECOND, instant
+from .values import instant
 
 _SQL = load("rates")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from turnout.service.domain.units import EPOCH, MICROSECOND
 from turnout.service.journal.records import Claim, RecordedArguments, StepRecord
 
 from .bulk import for_each
 from .columns import overwritten, selected
 from .values import (
-    EPOCH,
-    MICROSECOND,
     error_from,
     instant,
     instant_or_none,

@@ -13,9 +13,8 @@ from typing import Any
 import orjson
 
 from turnout.service.domain.run import RunError
+from turnout.service.domain.units import EPOCH, MICROSECOND
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 _LOWEST = datetime.min.replace(tzinfo=UTC)
 _HIGHEST = datetime.max.replace(tzinfo=UTC)
 

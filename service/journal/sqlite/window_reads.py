@@ -10,12 +10,13 @@ from typing import Any, Protocol, TypeVar
 import apsw
 
 from turnout.service.domain.event import Event
+from turnout.service.domain.units import MICROSECOND
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.records import StoredWindow, WindowMember
 
 from .events import event_from
 from .statements import load
-from .values import MICROSECOND, instant, instant_or_none, micros
+from .values import instant, instant_or_none, micros
 from .whole_events import rows_of
 from .windows import opened_mark
 

@@ -12,11 +12,12 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import count
 from typing import Protocol
 
 from turnout.service.domain.decisions import Reason
+from turnout.service.domain.units import EPOCH, MICROSECOND
 from turnout.service.domain.windows.rules import RULES
 from turnout.service.domain.windows.window import (
     AskAgain,
@@ -40,15 +41,13 @@ from turnout.service.journal.records import NewMember, PastWindow
 
 from .report import Asked
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _ON_TIME = 1_000_000
 """How late a deadline may be noticed without having been put off, in microseconds."""
 
 
 def micros(at: datetime) -> int:
     """Return an instant as whole microseconds."""
-    return (at - EPOCH) // _MICROSECOND
+    return (at - EPOCH) // MICROSECOND
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
+from turnout.service.domain.units import EPOCH
 from turnout.service.domain.windows.window import WindowSettings
 from turnout.service.journal.contract import Reads
 from turnout.service.journal.records import (
@@ -28,7 +29,7 @@ from turnout.service.project import AnyFlow
 
 from .past import known_run, of_window
 from .report import MOST_EVENTS, OPEN, STARTED, Asked, Closing, WindowDifference, WindowReport
-from .virtual_windows import EPOCH, Joining, VirtualWindow, VirtualWindows, micros
+from .virtual_windows import Joining, VirtualWindow, VirtualWindows, micros
 
 Arrive = Callable[[NewRun, datetime, PastRun | None], Decision | None]
 """Decides about the run of a window that has fired; returns why it is refused."""
