@@ -32,10 +32,9 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, Literal, Never
 from urllib.parse import quote
 
-import orjson
-
 from turnout.service.domain.errors import JournalFull, Overloaded, Paused, SetupError
 from turnout.service.domain.event import Event
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.trigger import Emitter, Seek, SeekPlan
 from turnout.service.domain.units import format_duration, parse_duration
 from turnout.service.telemetry.logs import get_logger
@@ -140,7 +139,7 @@ class Timer:
             type=TYPE,
             time=due,
             datacontenttype="application/json",
-            body=orjson.dumps({"due": written_instant(due)}),
+            body=write_json({"due": written_instant(due)}),
             extensions={"missed": str(missed)} if missed else {},
             trigger=self.name,
         )

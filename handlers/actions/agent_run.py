@@ -20,6 +20,7 @@ import orjson
 
 from turnout.handlers.gather import gather
 from turnout.service.domain.errors import FOREIGN, CodeChanged, MisplacedTask, as_exception
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Rejected
 from turnout.service.domain.task import Task
@@ -115,7 +116,7 @@ class _Conversation:
         )
         await store(call.context, begun)
         if known is None:
-            await store(call.context, mark_record(key, AGENT, orjson.dumps(seen), begun_at))
+            await store(call.context, mark_record(key, AGENT, write_json(seen), begun_at))
         return await self.held()
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -336,7 +337,7 @@ class _Tries:
     async def _record(self, name: str, spent: Spent) -> None:
         context = self._turn.context
         assert context.services is not None  # there are scopes only where steps can be recorded
-        key, note = self._key(name, len(self._spent)), orjson.dumps(spent.plain())
+        key, note = self._key(name, len(self._spent)), write_json(spent.plain())
         await store(context, mark_record(key, AGENT, note, context.services.now()))
 
 

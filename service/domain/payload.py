@@ -75,6 +75,16 @@ def decode_json(body: bytes) -> Any:
     return data
 
 
+def write_json(value: Any) -> bytes:
+    """Write a value as JSON that is kept: a result, a mark of a step, the body of an event.
+
+    The copy has the length of its text. What orjson 3.13 returns keeps the room it was given,
+    4 KiB or 8 times the text (measured), which ten thousand results would hold as well. Raises
+    `TypeError` as orjson does.
+    """
+    return bytes(memoryview(orjson.dumps(value)))
+
+
 def read_json(text: bytes) -> Any:
     """Decode JSON that turnout itself wrote; integers past 64 bits stay exact."""
     return json.loads(text) if _ZEROS in text.translate(_OUTLINE) else orjson.loads(text)

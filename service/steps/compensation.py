@@ -35,6 +35,7 @@ from turnout.service.domain.errors import (
     message_of,
 )
 from turnout.service.domain.event import Event
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import (
     CANCELLED,
@@ -144,7 +145,7 @@ async def _record_failure(context: RunContext, outcome: Outcome) -> tuple[list[U
             tries=1,
             started_at=now,
             finished_at=now,
-            result=orjson.dumps(
+            result=write_json(
                 {"undos": [undo.as_dict() for undo in undos], "again": outcome.again}
             ),
             error=outcome.error,

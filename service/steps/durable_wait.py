@@ -24,6 +24,7 @@ import orjson
 
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask
+from turnout.service.domain.payload import write_json
 from turnout.service.journal import records
 from turnout.service.journal.records import Opening, StepRecord
 
@@ -237,7 +238,7 @@ def begun(call: StepCall, what: Mapping[str, Any], length: timedelta | None) -> 
         state="waiting",
         tries=1,
         started_at=now,
-        result=orjson.dumps(note),
+        result=write_json(note),
         in_error_handler=call.in_error_handler,
         arguments=call.arguments,
     )

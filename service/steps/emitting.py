@@ -16,6 +16,7 @@ from turnout.service.domain import foreign
 from turnout.service.domain.errors import TooManyRuns
 from turnout.service.domain.event import NO_BODY, Event, mint_id
 from turnout.service.domain.event_types import problem_of_emit
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.run import Fail
 from turnout.service.domain.task import Task
@@ -110,7 +111,7 @@ async def _emit(
     call.begin()
     host = host_of(call)
     record = call.succeeded(event.id)
-    again = replace(record, result=orjson.dumps({"event": event.id, "duplicate": True}))
+    again = replace(record, result=write_json({"event": event.id, "duplicate": True}))
     try:
         claim = call.context.writing(call.key)
         await durable(call.context, lambda: host.emit(claim, record, again, event))

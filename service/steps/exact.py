@@ -29,6 +29,7 @@ from uuid import UUID
 
 import orjson
 
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.portable import dumps
 from turnout.service.domain.unpickle import unpickle
 
@@ -87,7 +88,7 @@ def plain_json(value: Any, *, shared: bool = False) -> bytes | None:
     if not is_plain(value, shared=shared):
         return None
     try:
-        return orjson.dumps(value)
+        return write_json(value)
     except TypeError:  # an integer past 64 bits, a lone surrogate, hundreds of levels
         return None
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask, NotKept
-from turnout.service.domain.payload import read_json
+from turnout.service.domain.payload import read_json, write_json
 from turnout.service.domain.run import StateWrite
 from turnout.service.governance import secrets
 from turnout.service.journal.records import STATE, STATE_KEY, StepRecord, StoredState
@@ -98,7 +96,7 @@ class State:
                 self._note(found)
             else:
                 read = read_json(known.result or _NOTHING)
-                self._version, self._read = read["version"], orjson.dumps(read["value"])
+                self._version, self._read = read["version"], write_json(read["value"])
         assert self._read is not None
         return self._read
 
@@ -118,14 +116,14 @@ class State:
         self._version = 0 if found is None else found.version
         self._read = _NOTHING if found is None else found.value
         read = {"key": self._key, "version": self._version, "value": read_json(self._read)}
-        mark = mark_record(STATE_KEY, STATE, orjson.dumps(read), context.services.now())
+        mark = mark_record(STATE_KEY, STATE, write_json(read), context.services.now())
         context.leave_mark(mark)
 
 
 def as_first_read(known: StepRecord) -> StepRecord:
     """Return the record of what a run has read, for a journal in which its flow has no state."""
     read = read_json(known.result or _NOTHING)
-    return replace(known, result=orjson.dumps({**read, "version": 0}))
+    return replace(known, result=write_json({**read, "version": 0}))
 
 
 def _written(value: Any) -> bytes:

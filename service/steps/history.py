@@ -14,7 +14,7 @@ import orjson
 
 from turnout.service import pools
 from turnout.service.domain.errors import MisplacedTask
-from turnout.service.domain.payload import read_json
+from turnout.service.domain.payload import read_json, write_json
 from turnout.service.domain.run import RunError, RunState
 from turnout.service.journal.records import HISTORY, EndedRun
 
@@ -66,7 +66,7 @@ def history(context: RunContext, limit: int) -> list[EarlierRun]:
     known = context.claimed.recorded.get(key)
     if known is None:
         seen = pools.on_loop(_find(context, limit)) if pools.in_thread() else _read(context, limit)
-        data = orjson.dumps(seen)
+        data = write_json(seen)
         assert context.services is not None
         context.leave_mark(mark_record(key, HISTORY, data, context.services.now()))
     else:

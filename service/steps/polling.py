@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import orjson
 
 from turnout.service.domain.errors import CodeChanged
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.pending import MOST_SAID, Pending
 from turnout.service.domain.retry import RetryPolicy
 from turnout.service.domain.task import Task
@@ -80,7 +81,7 @@ class Looks:
             stored["lost"] = self.lost
         if self.left:
             stored["left"] = self.left
-        return orjson.dumps(stored)
+        return write_json(stored)
 
     @classmethod
     def of(cls, known: StepRecord) -> Looks:

@@ -29,6 +29,7 @@ from turnout.service.domain.errors import (
     as_exception,
     words_of,
 )
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.run import Fail, RunError
 from turnout.service.domain.task import NO_FALLBACK, Task
 from turnout.service.domain.units import format_duration
@@ -296,7 +297,7 @@ class StepCall:
                 state="retrying",
                 tries=self.tries + 1,
                 started_at=self._started_at,
-                result=orjson.dumps({"until": self.not_before.isoformat()}),
+                result=write_json({"until": self.not_before.isoformat()}),
                 error=self.last_error,
                 in_error_handler=self.in_error_handler,
                 arguments=self.arguments,

@@ -22,6 +22,7 @@ from typing import Any
 import orjson
 
 from turnout.service.domain.errors import FOREIGN, CodeChanged, SetupError
+from turnout.service.domain.payload import write_json
 from turnout.service.domain.unpickle import unpickle
 
 from .recorded_call import find, name_of, named, pickled_arguments
@@ -66,7 +67,7 @@ class Undo:
 
     def pack(self) -> bytes:
         """Return the bytes the journal stores."""
-        return orjson.dumps(self.as_dict())
+        return write_json(self.as_dict())
 
     @classmethod
     def unpack(cls, stored: bytes) -> Undo:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.service.domain.errors import InvalidData
-from turnout.service.domain.payload import MAX_DEPTH, decode
+from turnout.service.domain.payload import MAX_DEPTH, decode, write_json
 
 JSON = st.recursive(
     st.none()
@@ -101,3 +102,15 @@ def test_a_form_that_is_not_utf_8_is_refused_not_changed(body: bytes) -> None:
 def test_a_number_that_is_too_long_is_named_without_the_interpreter_s_advice() -> None:
     with pytest.raises(InvalidData, match=r"^a number in the JSON has more than \d+ digits$"):
         decode(b"[" + b"9" * 5000 + b"]", "json")
+
+
+@pytest.mark.parametrize("characters", [5, 3000])
+def test_json_that_is_kept_takes_the_room_of_its_text(characters: int) -> None:
+    value = {"text": "x" * characters}
+    tracemalloc.start()
+    try:
+        kept = [write_json(value) for _ in range(1000)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held / len(kept) < characters + 100

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import orjson
 
 from turnout.service.domain.event import FILE_CONTENT, Event, file_url, like
+from turnout.service.domain.payload import write_json
 from turnout.triggers.identity import EventId, identified
 
 from .scan import Version
@@ -85,7 +86,7 @@ def named(event: Event, ask: EventId, version: Version) -> Event:
 def _json(body: Mapping[str, object]) -> bytes:
     """Write the body; a file's times may not fit 64 bits (before 1677, after 2554)."""
     try:
-        return orjson.dumps(body)
+        return write_json(body)
     except orjson.JSONEncodeError:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
