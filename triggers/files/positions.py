@@ -107,9 +107,10 @@ def _prefix(version: Version) -> str:
 
 def partition_of(path: str) -> str:
     """Write a path as a partition: ASCII text that keeps every byte."""
-    return quote_from_bytes(os.fsencode(path), safe="/ !#$&'()*+,:;=@[]")
+    quoted = quote_from_bytes(os.fsencode(path), safe="/ !#$&'()*+,:;=@[]")
+    return path if quoted == path else quoted  # most: one string for all who remember it
 
 
 def path_of(partition: str) -> str:
     """Read back what `partition_of` wrote."""
-    return os.fsdecode(unquote_to_bytes(partition))
+    return os.fsdecode(unquote_to_bytes(partition)) if "%" in partition else partition

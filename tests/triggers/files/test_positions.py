@@ -75,3 +75,8 @@ async def test_loads_what_the_journal_holds() -> None:
     await second.load(emit)
     assert list(second) == [os.fsdecode(b"s/\xff\n")]
     assert second.generation == 1
+
+
+def test_a_plain_path_is_its_own_partition_so_that_one_string_serves_all_who_remember_it() -> None:
+    path = "orders/a b (1).csv"
+    assert partition_of(path) is path_of(path) is path
