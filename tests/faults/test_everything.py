@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -49,6 +49,7 @@ class Load:
     dice: random.Random
     wanted: int
     pause: float
+    folders: Sequence[str] = FOLDERS
     accepted: set[str] = field(default_factory=set)
     dropped: list[Path] = field(default_factory=list)
     answered: list[tuple[float, float]] = field(default_factory=list)
@@ -115,7 +116,7 @@ class Load:
     def _drop(self) -> None:
         dice = random.Random(self.wanted)
         while not self._leaving.is_set() and len(self.dropped) < self.wanted / 20:
-            folder = self.inbox / dice.choice(FOLDERS)
+            folder = self.inbox / dice.choice(self.folders)
             path = folder / f"{len(self.dropped)}.json"
             path.with_suffix(".part").write_text(json.dumps({"n": len(self.dropped)}))
             path.with_suffix(".part").rename(path)

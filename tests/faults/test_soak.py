@@ -24,7 +24,7 @@ from tests.support.brokers import Broker
 from tests.support.program import Program, until
 
 from .records import Feeder, Group
-from .test_everything import Load, counted, problems, program_for
+from .test_everything import FOLDERS, Load, counted, problems, program_for
 
 MINUTES = float(os.environ.get("TURNOUT_TEST_SOAK_MINUTES", "15"))
 LIFE_SECONDS = 120.0
@@ -91,7 +91,8 @@ def soak(
     shutil.copy(program.flows, flows)
     (flows / "timers.py").write_text(TIMERS)
     program.flows = flows
-    load = Load(program.port, folder / "inbox", random.Random(seed), 10**9, pause=pause)
+    moved = [each for each in FOLDERS if each != "shadow"]  # what stays is remembered, and grows
+    load = Load(program.port, folder / "inbox", random.Random(seed), 10**9, pause, moved)
     samples: list[Sample] = []
     kills: list[float] = []
     feeder = Feeder(broker=group.broker, topic=group.topic, pace=30, most=10**9)
