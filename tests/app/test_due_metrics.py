@@ -112,6 +112,7 @@ async def test_of_many_runs_only_the_one_that_waits_for_its_turn_is_due(tmp_path
     assert abs(oldest["work"] - 60) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_no_number_of_distinct_values_makes_many_series(tmp_path: Path, full: bool) -> None:
     events, portion = (100_000 if full else 5_000), 1_000
@@ -216,6 +217,7 @@ async def test_a_named_limit_shows_its_places_and_what_waits(tmp_path: Path) -> 
     assert found == [{"db": 2}, {"db": 2}, {"db": 4}]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_scrape_counts_anew(tmp_path: Path) -> None:
     flows = tmp_path / "flows.py"

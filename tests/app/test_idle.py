@@ -100,6 +100,7 @@ def test_a_command_acts_by_itself_where_nobody_listens_for_an_idle_service(tmp_p
         assert paused.returncode == 0, paused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inherits", [True, False])
 def test_where_it_would_miss_events_it_does_not_start(tmp_path: Path, inherits: bool) -> None:
     text = (

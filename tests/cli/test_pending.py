@@ -32,6 +32,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_open_windows_are_listed_shown_fired_and_dropped(
     program: Program, capsys: pytest.CaptureFixture[str]

@@ -197,6 +197,7 @@ def test_every_command_tells_its_exit_codes(capsys: pytest.CaptureFixture[str]) 
         assert "Exit codes: 0 done; " in text and "78 wrong settings or flow files." in text, name
 
 
+@pytest.mark.slow
 def test_what_takes_more_than_a_second_says_so_on_a_terminal(data: Path) -> None:
     slow = (
         "import time; from turnout.service.cli import main, output;"

@@ -23,6 +23,7 @@ async def check_memory(service: Running) -> None:
     assert inside.window(queue) + queue.blocked.count <= 2 * WINDOW
 
 
+@pytest.mark.slow
 async def test_a_backlog_stays_in_the_journal(tmp_path: Path) -> None:
     gate = asyncio.Event()
 

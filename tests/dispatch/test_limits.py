@@ -166,7 +166,7 @@ async def test_a_place_kept_by_a_waiting_run_is_kept_over_a_restart(tmp_path: Pa
     seen = Inside()
     made = account_flow(seen)
     async with running(tmp_path, [made]) as service:
-        first = (await service.send({"account": "a", "n": 1, "sleep": "700ms"})).runs[0]
+        first = (await service.send({"account": "a", "n": 1, "sleep": "2s"})).runs[0]
         await waiting(service, first)
     async with running(tmp_path, [made]) as service:
         second = (await service.send({"account": "a", "n": 2})).runs[0]

@@ -230,6 +230,7 @@ async def test_stopped_and_reloaded_during_its_failure_hook(tmp_path: Path) -> N
     assert done == ["tell process_died"] * 2
 
 
+@pytest.mark.slow
 async def test_its_parent_gets_the_error_and_its_children_are_cancelled(tmp_path: Path) -> None:
     begun = asyncio.Event()
 

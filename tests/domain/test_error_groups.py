@@ -211,6 +211,7 @@ FLOWS: list[Flow[..., Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_in_flows_steps_threads_processes_and_hooks(tmp_path: Path) -> None:
     effects.clear()
     ended: dict[str, Run] = {}

@@ -186,6 +186,7 @@ async def test_replace_reaches_runs_that_wait_for_their_next_try() -> None:
 # ---------------------------------------------------------------- latest
 
 
+@pytest.mark.slow
 async def test_of_a_thousand_events_under_latest_only_the_newest_follows() -> None:
     @flow(mode="latest", key=key)
     async def index(change: dict[str, Any]) -> None:

@@ -582,6 +582,7 @@ async def test_an_artefact_has_its_own_bound(stub: Stub) -> None:
         assert len(stub.asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_a_download_of_any_size_takes_the_same_memory(
     stub: Stub, full: bool, monkeypatch: pytest.MonkeyPatch

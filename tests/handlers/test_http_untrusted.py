@@ -148,6 +148,7 @@ async def test_no_target_is_reached(canaries: list[Stub], names: NameServer) -> 
     assert missed == [] and canary.connections == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)  # 260 targets, each asked through a redirect
 async def test_no_target_is_reached_through_a_redirect(
     canaries: list[Stub], names: NameServer, monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ def test_it_is_left_where_it_is_meant_for_another_process(count: str, own: bool)
     assert left == "[]"
 
 
+@pytest.mark.slow
 def test_what_is_no_listening_tcp_socket_is_refused(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as handed:
         assert "one ListenStream=" in inherited(handed, count="2")[0]

@@ -101,6 +101,7 @@ def test_what_waits_under_a_rule_in_an_old_journal_waits_under_it(opened: OldRul
     assert full is not None and full.status == 429
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_what_waits_in_an_old_journal_goes_on_under_its_rule(opened: OldRules) -> None:
     program = opened.program

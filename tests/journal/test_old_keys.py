@@ -19,6 +19,7 @@ KEYED = make.HERE / "keyed"
 FOREVER = {f"TURNOUT_{name}": "30000d" for name in ("DEDUPE", "KEEP_FINISHED", "KEEP_FAILED")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("old", sorted(KEYED.glob("v*")), ids=lambda path: str(path.name))
 def test_runs_with_limit_keys_of_an_old_journal_go_on_one_a_key(old: Path, tmp_path: Path) -> None:

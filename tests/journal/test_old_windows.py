@@ -57,6 +57,7 @@ def test_there_are_old_journals_with_windows() -> None:
     assert JOURNALS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_open_windows_of_an_old_journal_fire_and_its_waiting_runs_go_on(opened: OldService) -> None:
     program = opened.program

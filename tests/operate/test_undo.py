@@ -231,6 +231,7 @@ async def test_one_whose_code_is_gone_goes_on_when_it_is_back(
         assert done[-3:] == ["refund c", "refund b", "refund a"]
 
 
+@pytest.mark.slow
 async def test_in_a_worker_process_it_fails_and_goes_on_the_same(tmp_path: Path) -> None:
     @flow
     async def books(data: dict[str, str]) -> None:

@@ -153,6 +153,7 @@ async def test_a_run_that_waits_or_retries_is_undone_when_it_is_cancelled(tmp_pa
             assert done[-1] == f"refund {what}"
 
 
+@pytest.mark.slow
 async def test_cancelled_while_queued_it_is_undone_by_the_next_process(tmp_path: Path) -> None:
     stops["order"] = asyncio.Event()
     async with running(tmp_path, [order], grace=timedelta(milliseconds=20)) as service:

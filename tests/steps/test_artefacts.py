@@ -497,6 +497,7 @@ async def with_a_process() -> None:
     await in_a_process.run()
 
 
+@pytest.mark.slow
 async def test_a_worker_process_returns_what_another_task_attaches() -> None:
     async with serve(with_a_process) as service:
         error = (await service.run(with_a_process)).error

@@ -66,6 +66,7 @@ NO_DATA = ("complex", "bytearray", "Pattern", "Custom", "Random", "range", "Frac
 """Types that JSON has no form of, so that nobody could read what was passed."""
 
 
+@pytest.mark.slow
 async def test_every_kind_of_value_arrives_and_comes_back_as_it_was(tmp_path: Path) -> None:
     values = [(value, hint) for value, hint in VALUES if type(value).__name__ not in NO_DATA]
     children = [echo(number, annotation) for number, (_, annotation) in enumerate(values)]

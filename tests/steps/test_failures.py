@@ -228,6 +228,7 @@ def test_every_attempt_hears_the_same_error(name: str) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_every_attempt_hears_the_same_error_of_another_process() -> None:
     kinds = {name: type(make()) for name, make in ERRORS.items()}
 

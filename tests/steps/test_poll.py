@@ -450,6 +450,7 @@ async def behind_a_failure(name: str) -> str:
     return await poll(ready, name, every="1m", timeout="1h")
 
 
+@pytest.mark.slow
 async def test_what_a_failed_gather_has_left_does_not_run_the_flow_at_every_check() -> None:
     bodies.clear()
     async with serve(behind_a_failure, quick, naps) as service:
@@ -590,6 +591,7 @@ async def kinds(name: str) -> list[Any]:
     return [len(text), other_process, await poll(sees_the_run, name)]
 
 
+@pytest.mark.slow
 def test_a_look_is_a_task_of_any_kind_and_its_value_is_kept_like_a_result() -> None:
     result = run(kinds, "x")
     assert result.result == [200_000, True, ["kinds", "testing", "x"]]

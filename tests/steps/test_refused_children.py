@@ -260,6 +260,7 @@ async def test_a_child_whose_key_its_ancestor_holds_never_waits_for_ever(mode: M
 # ---------------------------------------------------------------- a full queue
 
 
+@pytest.mark.slow
 async def test_a_child_and_an_emit_find_no_place_for_ten_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_what_cannot_be_used_is_named(environ: Mapping[str, str], message: str) 
         sampler_of(environ)
 
 
+@pytest.mark.slow
 def test_the_packages_are_asked_for_only_where_traces_are_on() -> None:
     code = """
 import sys

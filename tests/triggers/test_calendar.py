@@ -173,6 +173,7 @@ def test_from_any_instant_around_a_transition_the_next_tick_is_the_same() -> Non
                         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_zone_by_name() -> None:
     """Each of the zones, whatever its rules: a daily job at nine shows nine, once a day."""
     for name in sorted(available_timezones()):

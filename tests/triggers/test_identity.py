@@ -461,6 +461,7 @@ def posted(program: Program, order: dict[str, Any]) -> Answer:
     return answer
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_deliveries_makes_no_second_run(tmp_path: Path) -> None:
     (tmp_path / "flows.py").write_text(FLOWS)
     data = tmp_path / "data"

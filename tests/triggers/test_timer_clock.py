@@ -127,6 +127,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("timer", "ahead"), WRONG)
 def test_at_a_start_the_clock_is_trusted_and_not_a_tick_far_ahead(
     timer: Timer, ahead: timedelta, capsys: pytest.CaptureFixture[str]

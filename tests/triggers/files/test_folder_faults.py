@@ -84,6 +84,7 @@ async def test_an_unmounted_volume_is_not_an_emptied_folder(tmp_path: Path) -> N
     assert names(emit) == ["a.csv", "b.csv"], "nothing ran again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", ["a link", "a parent folder"])
 async def test_a_root_that_is_another_folder_now_is_watched(tmp_path: Path, replaced: str) -> None:
     emit = RecordingEmitter()
