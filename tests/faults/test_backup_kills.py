@@ -109,16 +109,16 @@ import time
 from pathlib import Path
 from turnout.service.journal.sqlite import backups
 
-honest = backups._write
+honest = backups._add_blobs
 
-def slow(draft, *arguments):
+def slow(archive, *arguments):
     Path(os.environ["BEGUN"]).touch()
     while not Path(os.environ["GO_ON"]).exists():
         time.sleep(0.01)
-    return honest(draft, *arguments)
+    return honest(archive, *arguments)
 
 import os
-backups._write = slow
+backups._add_blobs = slow
 """
 
 PRUNES_AT_ONCE = """

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import secrets
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -131,10 +132,19 @@ class ArchiveWriter:
         text = orjson.dumps(told, option=orjson.OPT_INDENT_2)
         self._add(_MANIFEST, len(text), [text])
         self._file.write(bytes(2 * _HEADER_BYTES))
-        self.sync()
+        self._sync()
 
-    def sync(self) -> None:
-        """Have on disk what is written so far: a little at a time holds nobody up."""
+    def start_writing(self) -> None:
+        """Have the system begin to write what was added, and keep it in no cache.
+
+        It waits for nothing: an fsync of a file that grows holds up those of the journal.
+        """
+        self._file.flush()
+        if sys.platform == "linux":
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _sync(self) -> None:
+        """Have on disk what was added."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
