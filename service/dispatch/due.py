@@ -52,7 +52,7 @@ class DueRuns:
         """Add runs to their queues as they become due, until cancelled."""
         while True:
             self._recheck.clear()
-            epochs, read_at = self._scheduler.epochs(), self._now()
+            epochs, read_at = self._scheduler.start_reading_due(), self._now()
             found = await self._read(read_at, epochs)
             self._scheduler.due_read(epochs)  # now that all are known: the last may be their first
             seconds = await self._seconds_until_next(
@@ -85,7 +85,7 @@ class DueRuns:
             self.orphans.add(row.seq)
             return
         for complete in await self._filling.complete(queue, [row]):
-            if queue.epoch == epochs.get(queue):
+            if queue.epoch == epochs.get(queue) and queue.is_queued(complete):
                 self._scheduler.add_due(complete, queue)
 
     async def _seconds_until_next(self, read_at: datetime, at_most: float | None) -> float:

@@ -37,8 +37,10 @@ class Queue:
     journal, or while `due_unread`: due runs may be in the journal only, and go before others. While
     a throttle holds the whole flow (`held_until`), only runs that resume start. `starting` counts
     the runs being written as running, `refused_by` is what refused the last run that found no other
-    one before it. `ended` are the seqs of runs in memory that have ended. `awaits_newest`: the next
-    run is not asked until the write of a newer one, which takes its place, is done.
+    one before it. `ended` are the seqs of runs in memory that have ended; `_ended_unread` of those
+    that have ended while the journal was being read, which may still answer with them.
+    `awaits_newest`: the next run is not asked until the write of a newer one, which takes its
+    place, is done.
     """
 
     def __init__(self, flow: str, shared: Memory, gates: FlowGates) -> None:
@@ -58,6 +60,8 @@ class Queue:
         self._changes = 0
         self._arriving = Arriving()
         self._epoch = 0  # rows read before the last `clear` are ignored
+        self._reads = 0
+        self._ended_unread: set[int] = set()
         self._heads = {NORMAL: Head(shared)}
 
     # ------------------------------------------------------------ classes
@@ -381,7 +385,26 @@ class Queue:
         """Begin a read of the journal; return the arrival after which, and the epoch."""
         head = self._heads[level]
         head.reading, head.unread = True, False
-        return head.cursor, self._epoch
+        return head.cursor, self.start_read()
+
+    def start_read(self) -> int:
+        """Begin any read of the journal, which `end_read` ends; return the epoch."""
+        self._reads += 1
+        return self._epoch
+
+    def end_read(self) -> None:
+        """End a read: what has ended until now is in no later one."""
+        self._reads -= 1
+        if not self._reads:
+            self._ended_unread.clear()
+
+    def is_queued(self, row: Queued) -> bool:
+        """Whether a run that a read has found has not ended meanwhile.
+
+        It would hold its ordering key until it is claimed, which may take as long as another gate
+        is closed.
+        """
+        return row.seq not in self._ended_unread
 
     def keys_to_pass_over(self, level: int) -> dict[str, list[str]]:
         """Return keys, by rule, whose next runs need not be read: they would be evicted again.
@@ -415,14 +438,16 @@ class Queue:
         head = self._heads[level]
         head.reading = False
         if epoch == self._epoch:
-            head.add_read(rows, up_to=up_to, more=more)
+            queued = [row for row in rows if self.is_queued(row)] if self._ended_unread else rows
+            head.add_read(queued, up_to=up_to, more=more)
             head.passes_over = passed_over and len(rows) < memory.WINDOW
             if passed_over:
                 head.passed_to = up_to
+        self.end_read()
 
     def start_fetching(self) -> tuple[Key, Wakeups, int]:
         """Begin to read runs of an evicted key; return it, how many to wake, and the epoch."""
-        return *self.blocked.start_fetching(), self._epoch
+        return *self.blocked.start_fetching(), self.start_read()
 
     def ends_before(self, key: Key) -> int:
         """Return the arrival from which on all runs of a key are left to the windows."""
@@ -441,10 +466,13 @@ class Queue:
         are woken besides.
         """
         if epoch != self._epoch:
+            self.end_read()
             return
         older = [row for row in rows if row.arrival < self._head_of(row).window_start]
         more_from = None if up_to is None or len(older) < len(rows) else up_to + 1
+        older = [row for row in older if self.is_queued(row)]
         older = sorted((*older, *self._take_unasked(key, up_to)), key=by_arrival)
+        self.end_read()
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):
@@ -486,6 +514,8 @@ class Queue:
 
         One that was given a turn, or is due, is dropped when it is asked: `drop_ended`.
         """
+        if self._reads:
+            self._ended_unread.add(run.seq)
         if run.order_key is not None:
             self.blocked.forget(order_key(run.order_key), run)
         for level, head in self._heads.items():
@@ -523,6 +553,7 @@ class Queue:
         self.release()
         self.blocked.clear()
         self.ended.clear()
+        self._ended_unread.clear()  # what was read before is ignored
         self._epoch += 1
 
     def take_over(self, other: Queue, now: datetime) -> None:

@@ -246,13 +246,14 @@ class Scheduler:
         if queue is not None:
             queue.forget(asks_as(run))
 
-    def epochs(self) -> Mapping[Queue, int]:
-        """Return the epoch of each queue: it is another one once the queue is cleared."""
-        return {queue: queue.epoch for queue in self.queues()}
+    def start_reading_due(self) -> Mapping[Queue, int]:
+        """Begin to read due runs; return the epoch of each queue, which a clear changes."""
+        return {queue: queue.start_read() for queue in self.queues()}
 
     def due_read(self, epochs: Mapping[Queue, int]) -> None:
         """Let queues start runs again whose due runs were read, unless they were cleared since."""
         for queue, epoch in epochs.items():
+            queue.end_read()
             if queue.due_unread and queue.epoch == epoch:
                 queue.due_unread = False
                 self.activate(queue)

@@ -55,6 +55,31 @@ def test_a_retry_whose_turn_it_is_keeps_it_when_its_flow_is_renamed() -> None:
     )
 
 
+def test_a_run_that_is_cancelled_while_its_queue_is_read_blocks_its_key_no_more() -> None:
+    """Run 4 waits to run alone, others behind its key; a reload reads it, and it is cancelled."""
+    steps, key = {"steps": 0, "order": 0}, [(0, 0, False)]
+    send = ("send", {"number": 0, "keys": key, "again": False, **steps})
+    more = [(1, 2, True), (2, 1, True), (0, 1, True)]
+    replay(
+        DispatchMachine,
+        {"slots": 4, "policies": [(True, [], True)], "bounds": 0},
+        [
+            ("send", {"number": 0, "keys": [(1, 1, True)], "again": False, **steps}),
+            ("send", {"number": 0, "keys": more, "again": False, **steps}),
+            send,
+            ("crash", {}),
+            send,
+            ("crash", {}),
+            send,
+            send,
+            ("cancel", {"number": 0, **steps}),
+            ("reload", {"number": 0, "change": "count", "steps": 4, "order": 0}),
+            ("cancel", {"number": 86, "steps": 4, "order": 0}),
+            ("send", {"number": 0, "keys": key, "again": False, "steps": 0, "order": 862878}),
+        ],
+    )
+
+
 def test_retries_that_are_due_at_one_instant_go_by_their_number() -> None:
     """Run 1 was queued again behind run 2, but both are due again since the same instant."""
     steps = {"steps": 0, "order": 0}

@@ -169,6 +169,28 @@ def test_a_run_that_arrives_while_the_journal_is_read_comes_once() -> None:
     assert take_all(queue) == [1]
 
 
+def test_a_run_that_ends_while_the_journal_is_read_is_not_taken_from_the_answer() -> None:
+    queue = fresh()
+    _, epoch = queue.start_reading(NORMAL)
+    queue.forget(queued(1))
+    queue.finish_reading(NORMAL, [queued(1), queued(2)], more=False, epoch=epoch)
+    assert take_all(queue) == [2]
+    queue.clear()
+    read(queue, [queued(1)])  # an operator has queued it again
+    assert take_all(queue) == [1]
+
+
+def test_what_ends_while_two_reads_go_on_is_in_neither_answer() -> None:
+    queue = fresh()
+    queue.start_read()  # of due runs
+    _, epoch = queue.start_reading(NORMAL)
+    queue.forget(due(1))
+    queue.finish_reading(NORMAL, [queued(2)], more=False, epoch=epoch)
+    assert not queue.is_queued(due(1))
+    queue.end_read()
+    assert queue.is_queued(due(1))
+
+
 def test_rows_read_before_a_clear_are_ignored() -> None:
     queue = fresh()
     _, epoch = queue.start_reading(NORMAL)
@@ -187,6 +209,18 @@ def test_runs_of_an_evicted_key_read_before_a_clear_are_ignored() -> None:
     rows = [queued(WINDOW + 1, "x")]
     queue.finish_fetching(key, rows, up_to=None, wakeups=wakeups.count, epoch=epoch)
     assert not list(queue.rows())
+
+
+def test_the_turn_of_a_run_that_ends_while_its_evicted_key_is_read_goes_to_the_next() -> None:
+    queue = fresh()
+    evict(queue, ORDER_X, WINDOW + 2)
+    wake(queue, ORDER_X, WINDOW + 1)
+    assert len(take_all(queue)) == WINDOW
+    key, wakeups, epoch = queue.start_fetching()
+    queue.forget(queued(WINDOW + 1, "x"))
+    rows = [queued(WINDOW + 1, "x"), queued(WINDOW + 2, "x")]
+    queue.finish_fetching(key, rows, up_to=None, wakeups=wakeups.count, epoch=epoch)
+    assert take_all(queue) == [WINDOW + 2]
 
 
 def evict(queue: Queue, key: Key, count: int) -> None:
