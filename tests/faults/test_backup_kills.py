@@ -296,10 +296,8 @@ def test_backups_under_load_restore_whole_and_lack_nothing_accepted_before(
         f"{made[-1][0].stat().st_size / 2**20:.1f} MiB in {ended - began:.1f} s; p99 of a commit "
         + ", ".join(f"beside {beside} {found:.2f} ms" for beside, found in p99.items())
     )
-    if (
-        full
-    ):  # on two cores, both of them busy, whatever takes a core costs more than a backup's disk
-        assert p99["a backup"] <= 3 * p99["a core"]
+    if full:  # on two cores, both of them busy, a core that is taken costs more than the disk
+        assert p99["a backup"] <= 1.5 * p99["a core"]
 
 
 @pytest.mark.full
