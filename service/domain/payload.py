@@ -79,8 +79,8 @@ def write_json(value: Any) -> bytes:
     """Write a value as JSON that is kept: a result, a mark of a step, the body of an event.
 
     The copy has the length of its text. What orjson 3.13 returns keeps the room it was given,
-    4 KiB or 8 times the text (measured), which ten thousand results would hold as well. Raises
-    `TypeError` as orjson does.
+    4 KiB or up to 13 times the text (measured), which ten thousand results would hold as well.
+    Raises `TypeError` as orjson does.
     """
     return bytes(memoryview(orjson.dumps(value)))
 
