@@ -183,10 +183,15 @@ class DispatchSimulator:
             self._leave_slots(run)
 
     def _leave_slots(self, run: SimulatedRun) -> None:
-        """Learn of a choice: what it leaves no slot for need not start before others."""
+        """Learn of a choice: what it leaves no slot for need not start before others.
+
+        A run whose key is None is not limited, and takes no slot from others.
+        """
         run.is_chosen = True
         for limit in (each for each in run.flow.limits if each.per):
             key = run.key_of(limit)
+            if key is None:
+                continue
             rivals = [other for other in self.live if limit in other.flow.limits]
             rivals = [other for other in rivals if other.key_of(limit) == key]
             used = sum(other.slots_of(limit) + other.is_chosen for other in rivals)
