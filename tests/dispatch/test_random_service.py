@@ -13,7 +13,7 @@ from turnout.service.flowcontrol import order
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 async def test_every_run_starts_once_and_in_order_under_random_actions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, full: bool, say: Say
 ) -> None:
