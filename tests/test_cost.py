@@ -48,7 +48,7 @@ import json, os, re, signal, sys
 import apsw, uvloop
 
 counts = {"statements": 0, "commits": 0, "tasks": 0, "hops": 0, "tracing": 0}
-tracing = re.compile(r"/(tracing|traces|trace_context|run_spans|otlp)[.]py$")
+tracing = re.compile(r"/(tracing|traces|trace_context|spans|otlp)[.]py$")
 is_tracing = {}
 writers = []
 

@@ -56,8 +56,8 @@ from turnout.service.steps.services import Sleep
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
-from .run_spans import RunSpans
 from .scrape import Scrape
+from .spans import SpanSender
 from .wanted import DEFAULT_SOON, Wanted
 
 log = get_logger("turnout")
@@ -102,7 +102,7 @@ class Process:
         sleep: Sleep = asyncio.sleep,
         dry_run: DryRun | None = None,
         deliver: Deliver = deliver,
-        run_spans: RunSpans | None = None,
+        spans: SpanSender | None = None,
     ) -> None:
         self.settings = settings
         self.project = project
@@ -128,9 +128,9 @@ class Process:
         executor = Executor(
             journal, self.pools, self.resources, settings, metrics,
             now=now, wall=wall, sleep=sleep, dry_run=dry_run,
-            tracer=None if run_spans is None else run_spans.tracer,
+            tracer=None if spans is None else spans.tracer,
         )  # fmt: skip
-        self._run_spans = run_spans
+        self._spans = spans
         self.dispatcher = Dispatcher(
             journal,
             executor,
@@ -340,8 +340,8 @@ class Process:
         await ready.wait()
         self.windows.recheck()
         self.alerts.recheck()
-        if self._run_spans is not None:
-            self._tasks.create_task(self._run_spans.run())
+        if self._spans is not None:
+            self._tasks.create_task(self._spans.run())
 
     def apply(self, project: Project) -> None:
         """Serve a project; triggers that it changes or adds get new emitters."""
@@ -485,8 +485,8 @@ class Process:
         self.overrides.close()
         self.waiters.close()
         self.pools.close()
-        if self._run_spans is not None:
-            self._run_spans.stop()
+        if self._spans is not None:
+            self._spans.stop()
 
 
 def resources_of(project: Project) -> list[Resource[Any]]:

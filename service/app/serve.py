@@ -38,7 +38,7 @@ from .idle import check_idle_exit, stop_when_idle
 from .process import Process
 from .reload import reload_files, warn_of
 from .requests import Requests, on_signals, reload_on_change
-from .run_spans import RunSpans, open_tracing
+from .spans import SpanSender, open_tracing
 from .starting import answered_meanwhile
 from .watchdogs import watch_clock, watch_disk, watch_files, watch_pools
 
@@ -87,7 +87,7 @@ async def serve(settings: Settings, flow_paths: Sequence[Path], *, reload: bool 
             async with asyncio.TaskGroup() as tasks:
                 process = Process(
                     settings, project, journal, metrics, tasks, now=clock.now, wall=clock.wall,
-                    run_spans=None if tracing is None else RunSpans(journal, *tracing),
+                    spans=None if tracing is None else SpanSender(journal, *tracing),
                 )  # fmt: skip
                 stack.push_async_callback(process.resources.stop)
                 await _live(process, journal, clock, sock, flow_paths, tasks, reload=reload)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -91,16 +90,14 @@ def _sampler(given: Mapping[str, str]) -> Sampler:
 class Exporter:
     """Sends spans to the collector of the `OTEL_EXPORTER_OTLP_…` variables.
 
-    `send` queues a span; those of a queue that is full, or that the collector does not take, are
-    lost, which is logged. `deliver` sends some at once and tells whether they were taken. Raises
-    `SetupError` when the extra is not installed, or a variable cannot be used.
+    The `OTEL_BSP_…` variables say which spans go together (`app.spans`). Raises `SetupError` when
+    the extra is not installed, or a variable cannot be used.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.sdk.util.instrumentation import InstrumentationScope
         except ImportError:
             raise SetupError(
@@ -108,28 +105,30 @@ class Exporter:
                 "pip install 'turnout[otel]', or set OTEL_TRACES_EXPORTER=none"
             ) from None
         _tell_once_a_minute()
+        self.delay_seconds = _number(environ, "OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000
+        """How long a span waits for others, so that many go in one request."""
+        self.most_waiting = _number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+        """How many spans of attempts and steps may wait."""
+        together = _number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
+        self.most_together = min(together, self.most_waiting)
+        """How many spans go in one request."""
         try:
-            # Two, since each sends one request at a time: spans of runs need an answer.
-            self._direct: Any = OTLPSpanExporter()
-            self._queue = BatchSpanProcessor(OTLPSpanExporter())
+            self._exporter: Any = OTLPSpanExporter(session=_session())
         except (ValueError, OSError) as error:
             raise SetupError(f"the OTEL_… variables cannot be used: {error}") from None
-        self.delay_seconds = _delay_seconds(os.environ)
-        """How long a span waits for others, so that many go in one request."""
         self._resource = Resource.create(_SERVICE).merge(Resource.create({}))
         self._scope = InstrumentationScope(names.SCOPE)
-        self._failing = False
-
-    def send(self, span: Span) -> None:
-        """Queue a span; it is sent within `delay_seconds`."""
-        self._queue.on_end(self._made(span))
+        self._failing = self._closed = False
 
     def deliver(self, spans: Sequence[Span]) -> bool:
-        """Send spans now, and return whether they were taken; blocks for up to 10 seconds."""
+        """Send spans in one request, and return whether they were taken; blocks.
+
+        It takes as long as `OTEL_EXPORTER_OTLP_TIMEOUT` at most, 10 seconds by default.
+        """
         from opentelemetry.sdk.trace.export import SpanExportResult
 
         try:
-            result = self._direct.export([self._made(each) for each in spans])
+            result = self._exporter.export([self._made(each) for each in spans])
         except Exception as error:  # noqa: BLE001  of the packages: no run may suffer by it
             log.warning("traces.failed", error=f"{type(error).__name__}: {error}")
             result = SpanExportResult.FAILURE
@@ -145,12 +144,11 @@ class Exporter:
                 )
         return is_taken
 
-    def close(self, seconds: float) -> bool:
-        """Send what is queued, and end; blocks for so long at most. Returns whether it is done."""
-        ending = threading.Thread(target=self._queue.shutdown, name="turnout-traces", daemon=True)
-        ending.start()
-        ending.join(seconds)
-        return not ending.is_alive()
+    def close(self) -> None:
+        """Send nothing from now on, nor try again what is under way."""
+        if not self._closed:
+            self._closed = True
+            self._exporter.shutdown()
 
     def _made(self, span: Span) -> ReadableSpan:
         from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -192,12 +190,31 @@ _SERVICE = {"service.name": "turnout"}
 """What the resource says where neither `OTEL_SERVICE_NAME` nor `…_RESOURCE_ATTRIBUTES` does."""
 
 
-def _delay_seconds(environ: Mapping[str, str]) -> float:
-    """Return what the packages make of the variable: what is no number is as if it were not set."""
+def _session() -> Any:
+    """Return a session that looks for proxies once: doing so was a quarter of each request."""
+    from requests import Session
+
+    class AsAtTheStart(Session):
+        _settings: Mapping[str, Any] | None = None
+
+        def merge_environment_settings(self, *asked: Any) -> Any:
+            if self._settings is None:
+                self._settings = super().merge_environment_settings(*asked)
+            return self._settings
+
+    return AsAtTheStart()
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    """Return a count or milliseconds, at least 1. Raises `SetupError`."""
+    written = environ.get(name, "").strip() or str(default)
     try:
-        return int(environ.get("OTEL_BSP_SCHEDULE_DELAY", "")) / 1000
+        number = int(written)
     except ValueError:
-        return 5.0
+        number = 0
+    if number < 1:
+        raise SetupError(f"{name}={written}: write a whole number from 1 on, such as {default}")
+    return number
 
 
 def _context(given: SpanContext, *, is_remote: bool = False) -> Any:
@@ -224,7 +241,7 @@ def _nanoseconds(at: datetime) -> int:
 
 
 class _OnceAMinute(logging.Filter):
-    """Lets a message of the packages pass once a minute: they repeat it with each batch."""
+    """Lets a message of the packages pass once a minute: they repeat it with each request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,10 +256,6 @@ class _OnceAMinute(logging.Filter):
 
 
 def _tell_once_a_minute() -> None:
-    for module in (
-        "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-        "opentelemetry.sdk._shared_internal",
-    ):
-        logger = logging.getLogger(module)
-        if not any(isinstance(each, _OnceAMinute) for each in logger.filters):
-            logger.addFilter(_OnceAMinute())
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    if not any(isinstance(each, _OnceAMinute) for each in logger.filters):
+        logger.addFilter(_OnceAMinute())

@@ -7,7 +7,7 @@ parent, however the process dies. A try is sent once its end is on disk, so none
 
 Runs of several events, and of one that was held back, have a trace of their own, with links.
 
-Not here: how spans leave the process (`otlp`), and the spans of runs (`app.run_spans`).
+Not here: when spans are sent, and those of runs (`app.spans`); how they leave the process (`otlp`).
 """
 
 from __future__ import annotations

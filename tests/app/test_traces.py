@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.collector import CALLER, TRACE, TRACEPARENT, Collector, collecting, noted
+from tests.support.collector import (
+    CALLER,
+    TRACE,
+    TRACEPARENT,
+    TRACES,
+    Collector,
+    collecting,
+    noted,
+)
 from tests.support.program import Program, until
 from tests.support.stub_http import Reply
 
@@ -84,6 +92,11 @@ async def fail() -> None:
     print("printed")
     raise ValueError("no stock")
 
+@flow(on=webhook("/steps"))
+async def steps() -> None:
+    for number in range(3):
+        await step(str(number))
+
 @flow(on=webhook("/wait"))
 async def wait() -> None:
     await step("1")
@@ -157,13 +170,13 @@ def test_a_run_is_one_tree_also_after_a_kill_in_the_middle(
 
 NEVER_SENT = """
 import os
-from turnout.service.app.run_spans import RunSpans
+from turnout.service.app.spans import SpanSender
 
-async def not_sent(self, owed):
-    return False
+async def none_owed(self, seqs=None, *, after=0):
+    return []
 
 if not os.path.exists(os.environ["MARKER"]):
-    RunSpans._send = not_sent
+    SpanSender._owed = none_owed
 """
 
 
@@ -292,6 +305,76 @@ def test_a_collector_that_is_away_is_told_and_gets_the_spans_of_runs_later(
     program.stop()
     program.start().ready()
     arrived(collector, "run fail")
+
+
+OF_STEPS = ["attempt steps", "run steps", *["step step"] * 3]
+
+
+def names(collector: Collector) -> list[str]:
+    return sorted(span.name for span in collector.spans)
+
+
+def test_the_spans_of_a_run_and_of_its_steps_go_in_one_request(
+    tmp_path: Path, collector: Collector
+) -> None:
+    with served(tmp_path, collector, OTEL_BSP_SCHEDULE_DELAY="2000") as program:
+        program.start().ready()
+        program.post("steps", {})
+        arrived(collector, "run steps")
+        assert names(collector) == OF_STEPS
+        assert len(collector.stub.to(TRACES)) == 1
+
+
+def test_what_waits_to_be_sent_is_sent_at_the_end(tmp_path: Path, collector: Collector) -> None:
+    with served(tmp_path, collector, OTEL_BSP_SCHEDULE_DELAY="3600000") as program:
+        program.start().ready()
+        program.post("steps", {})
+        program.quiet(20)
+        assert collector.spans == []
+        assert program.stop() == 0
+    assert names(collector) == OF_STEPS
+
+
+def test_a_full_request_is_sent_at_once_and_no_request_has_more(
+    tmp_path: Path, collector: Collector
+) -> None:
+    full = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"}
+    with served(tmp_path, collector, **full) as program:
+        program.start().ready()
+        for _ in range(3):
+            program.post("steps", {})
+            program.quiet(20)
+        until(lambda: len(collector.spans) == 15, 20, "three requests")
+        assert len(collector.stub.to(TRACES)) == 3
+    assert names(collector) == sorted(OF_STEPS * 3)
+
+
+def test_spans_that_do_not_fit_into_the_queue_are_counted_and_those_of_runs_come(
+    tmp_path: Path, collector: Collector
+) -> None:
+    with served(tmp_path, collector, OTEL_BSP_MAX_QUEUE_SIZE="2") as program:
+        program.start().ready()
+        with collector.shut():  # the first request is not answered before the others wait
+            for _ in range(3):
+                program.post("steps", {})
+            program.quiet(20)
+        program.said(r"traces\.lost", 20)
+        arrived(collector, "run steps", 3)
+    assert len(collector.spans) < 15
+    assert collector.problems() == []
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_stop(
+    tmp_path: Path, collector: Collector
+) -> None:
+    with served(tmp_path, collector, OTEL_EXPORTER_OTLP_TIMEOUT="1") as program:
+        program.start().ready()
+        with collector.shut():
+            program.post("steps", {})
+            program.quiet(20)
+            assert program.stop() == 0
+        program.start().ready()
+        arrived(collector, "run steps")
 
 
 def test_what_is_not_sampled_is_not_sent_nor_are_its_children(

@@ -10,7 +10,7 @@ import pytest
 
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.trace_context import Sampler
-from turnout.service.telemetry.otlp import sampler_of
+from turnout.service.telemetry.otlp import Exporter, sampler_of
 
 ON = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 
@@ -57,6 +57,22 @@ def test_variables_turn_traces_on(environ: Mapping[str, str], sampler: Sampler |
 def test_what_cannot_be_used_is_named(environ: Mapping[str, str], message: str) -> None:
     with pytest.raises(SetupError, match=message):
         sampler_of(environ)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", ["soon", "0", "-1", "1.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"],
+)
+def test_a_number_that_cannot_be_used_is_named(name: str, written: str) -> None:
+    with pytest.raises(SetupError, match=f"{name}={written}: write a whole number"):
+        Exporter({name: written})
+
+
+@pytest.mark.slow
+def test_a_request_never_waits_for_more_spans_than_may_wait() -> None:
+    assert Exporter({"OTEL_BSP_MAX_QUEUE_SIZE": "10"}).most_together == 10
 
 
 @pytest.mark.slow
