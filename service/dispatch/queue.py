@@ -457,6 +457,14 @@ class Queue:
     def finish_fetching(
         self, key: Key, rows: Sequence[Queued], *, up_to: int | None, wakeups: int, epoch: int
     ) -> None:
+        """Add the runs of an evicted key, read up to an arrival, and wake `wakeups` of them."""
+        if epoch == self._epoch:
+            self._add_fetched(key, rows, up_to, wakeups)
+        self.end_read()
+
+    def _add_fetched(
+        self, key: Key, rows: Sequence[Queued], up_to: int | None, wakeups: int
+    ) -> None:
         """Add the runs of an evicted key, in arrival order, and wake `wakeups` of them.
 
         They were read up to an arrival; None: there are no more. None may be in memory already: a
@@ -465,14 +473,10 @@ class Queue:
         Those that hold their ordering key, which is the evicted one, are blocked by nothing and
         are woken besides.
         """
-        if epoch != self._epoch:
-            self.end_read()
-            return
         older = [row for row in rows if row.arrival < self._head_of(row).window_start]
         more_from = None if up_to is None or len(older) < len(rows) else up_to + 1
         older = [row for row in older if self.is_queued(row)]
         older = sorted((*older, *self._take_unasked(key, up_to)), key=by_arrival)
-        self.end_read()
         blocked = [row for row in older if self.would_wait(row, key)]
         for row in older if key[0] == ORDER else ():
             if not self.would_wait(row, key):

@@ -191,6 +191,15 @@ def test_what_ends_while_two_reads_go_on_is_in_neither_answer() -> None:
     assert queue.is_queued(due(1))
 
 
+def test_a_run_that_is_queued_again_during_a_read_that_it_ended_in_is_in_the_next_answer() -> None:
+    queue = fresh()
+    queue.start_read()  # of due runs
+    queue.forget(queued(1))
+    queue.clear()  # an operator has queued it again
+    read(queue, [queued(1)])
+    assert take_all(queue) == [1]
+
+
 def test_rows_read_before_a_clear_are_ignored() -> None:
     queue = fresh()
     _, epoch = queue.start_reading(NORMAL)
@@ -221,6 +230,7 @@ def test_the_turn_of_a_run_that_ends_while_its_evicted_key_is_read_goes_to_the_n
     rows = [queued(WINDOW + 1, "x"), queued(WINDOW + 2, "x")]
     queue.finish_fetching(key, rows, up_to=None, wakeups=wakeups.count, epoch=epoch)
     assert take_all(queue) == [WINDOW + 2]
+    assert queue.is_queued(queued(WINDOW + 1, "x")), "the read has ended"
 
 
 def evict(queue: Queue, key: Key, count: int) -> None:
