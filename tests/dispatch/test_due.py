@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from tests.support import inside
 from tests.support.running import Running, eventually, make_event, running
-from turnout import flow
+from turnout import flow, limit, sleep
 from turnout.service.dispatch import due
 from turnout.service.domain.event import Event, mint_id
 from turnout.service.domain.run import RunState
 from turnout.service.domain.units import utc_now
 from turnout.service.journal.records import Entry, NewRun, Queued
-from turnout.service.operate.verbs import SetLimit
+from turnout.service.operate.verbs import Cancel, Retry, SetLimit
+from turnout.testing.clock import START, Clock
 
 AT_ONCE = 20
 
@@ -84,3 +86,94 @@ async def test_a_raised_limit_lets_no_new_run_overtake_what_is_due(
     were_due = [number for number in first if number < count]
     assert len(were_due) >= slots // 2, "new runs take turns with them"
     assert [number for number in started if 0 <= number < count] == [*range(count)]
+
+
+async def test_what_ended_while_due_runs_were_read_is_remembered_no_longer(tmp_path: Path) -> None:
+    @flow
+    async def work() -> None: ...
+
+    async with running(tmp_path, [work]) as service:
+        service.process.dispatcher.pause("work")
+        run_id = (await service.send()).runs[0]
+        scheduler = inside.scheduler(service.process)
+        queue = scheduler.queue("work")
+        (waits,) = queue.rows()
+        epochs = scheduler.start_reading_due()
+        await service.process.operator.do(Cancel(run_id))
+        assert not queue.is_queued(waits)
+        scheduler.due_read(epochs)
+
+        async def is_forgotten() -> bool:  # once the service's own read is over, too
+            return queue.is_queued(waits)
+
+        await eventually(is_forgotten)
+
+
+class HeldRead:
+    """The next read of due runs that finds any: it is `done`, and waits with its answer."""
+
+    def __init__(self, journal: Any, patch: pytest.MonkeyPatch) -> None:
+        self.done, self.may_answer, self.read_again = (asyncio.Event() for _ in range(3))
+        self._read = journal.due
+        patch.setattr(journal, "due", self._due)
+
+    async def _due(self, *asked: Any, **more: Any) -> list[Queued]:
+        if self.may_answer.is_set():
+            self.read_again.set()  # so what the read before has found is in its queue
+        rows: list[Queued] = await self._read(*asked, **more)
+        if rows and not self.done.is_set():
+            self.done.set()
+            await self.may_answer.wait()
+        return rows
+
+    async def answer(self, service: Running) -> None:
+        """Answer, and wait until the queue has the runs."""
+        self.may_answer.set()
+        service.process.dispatcher.recheck_due()
+        await self.read_again.wait()
+
+
+@pytest.mark.parametrize("is_retried", [False, True])
+async def test_a_run_that_is_cancelled_while_due_runs_are_read_does_not_start_and_blocks_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_retried: bool
+) -> None:
+    """It waits for its limit, where it would hold its ordering key; it runs if it is retried."""
+    clock, gate = Clock(START), asyncio.Event()
+    started: list[str] = []
+    begun: dict[str, asyncio.Event] = {name: asyncio.Event() for name in ("holds", "next")}
+
+    @flow(
+        ordered_by=lambda event: event.data["order"],
+        concurrency=limit(1, per=lambda event: event.data["limit"]),
+    )
+    async def work(event: Event) -> None:
+        name = event.data["name"]
+        if name == "sleeps" and not is_over:
+            await sleep("1h")
+        started.append(name)
+        if name in begun:
+            begun[name].set()
+        if name == "holds":
+            await gate.wait()
+
+    is_over = False
+    async with running(tmp_path, [work], now=clock.now) as service:
+        (sleeps,) = (await service.send({"name": "sleeps", "order": "x", "limit": "a"})).runs
+        await service.until(sleeps, RunState.WAITING)
+        await service.send({"name": "holds", "order": "y", "limit": "a"})
+        await begun["holds"].wait()
+        read = HeldRead(service.process.journal, monkeypatch)
+        clock.set(START + timedelta(hours=1))
+        service.process.clock_set()
+        await read.done.wait()
+        is_over = True
+        await service.process.operator.do(Cancel(sleeps))
+        if is_retried:
+            await service.process.operator.do(Retry(sleeps))
+        await read.answer(service)
+        await service.send({"name": "next", "order": "x", "limit": "b"})
+        if not is_retried:
+            await begun["next"].wait()
+        gate.set()
+        await service.all_finished()
+    assert started == ["holds", *(["sleeps"] if is_retried else []), "next"]
