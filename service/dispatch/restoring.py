@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from turnout.service.domain.errors import JournalFull
 from turnout.service.journal.contract import Work
+from turnout.service.journal.records import Queued
 from turnout.service.project import AnyFlow
 
 from .attempts import until_writable
@@ -70,12 +71,24 @@ class Restoring:
                 self._scheduler.let_go(flow, key, run_id)
 
     async def _hold_slots(self, flows: Mapping[str, AnyFlow]) -> None:
-        names = [queue.flow for queue in self._not_yet]
-        for run in await self._journal.suspended(names) if names else ():
-            queue = self._scheduler.queue(run.flow)
-            if queue.flow in flows and await self._filling.complete(queue, [run]):
+        """Hold the slots of runs as one read says: one that ends after it lets go of its slot."""
+        found = await self._suspended(flows)
+        lacking = [(queue, run) for queue, run in found if queue.gates.lacks_keys(run)]
+        for queue, run in lacking:
+            await self._filling.complete(queue, [run])
+        if lacking:  # some may have ended meanwhile
+            found = await self._suspended(flows)
+        for queue, run in found:
+            if not queue.gates.lacks_keys(run):
                 for gate in queue.gates.held:
                     gate.hold(run)
+
+    async def _suspended(self, flows: Mapping[str, AnyFlow]) -> list[tuple[Queue, Queued]]:
+        """Return the retrying and waiting runs of the flows whose slots are not held yet."""
+        names = [queue.flow for queue in self._not_yet]
+        runs = await self._journal.suspended(names) if names else ()
+        found = ((self._scheduler.queue(run.flow), run) for run in runs)
+        return [(queue, run) for queue, run in found if queue.flow in flows]
 
     async def _recall_starts(self) -> None:
         if self._scheduler.unread_throttles():

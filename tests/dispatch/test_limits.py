@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from tests.support import inside
 from tests.support.running import Running, eventually, running
 from turnout import Retry, current, flow, gather, limit, retry, sleep, task
+from turnout.service.app.reload import reload_project
 from turnout.service.domain.errors import SetupError
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import Run, RunState
 from turnout.service.flowcontrol.limit import HeldLimit
 from turnout.service.operate.verbs import Cancel
+from turnout.service.project import Project
 from turnout.service.project.check import check
 from turnout.testing.clock import START, Clock
 
@@ -203,6 +206,49 @@ async def test_a_cancelled_run_that_waited_gives_its_place_to_the_next(tmp_path:
         (gate,) = limits_of(service, "approve")
     assert isinstance(gate, HeldLimit)
     assert gate.used() == {}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_run_that_is_cancelled_while_a_reload_computes_its_key_keeps_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Or while it computes that of another run: what was read before says that both wait."""
+
+    def approve(**policy: Any) -> Any:
+        @flow(name="approve", **policy)
+        async def work(event: Event) -> None:
+            if event.data["sleep"]:
+                await sleep("1h")
+
+        return work
+
+    async with running(tmp_path, [approve()]) as service:
+        sent = [await service.send({"account": name, "sleep": True}) for name in "ab"]
+        ids = [receipt.runs[0] for receipt in sent]
+        for run_id in ids:
+            await waiting(service, run_id)
+        journal = service.process.journal
+        read, done, may_answer = journal.events_of_runs, asyncio.Event(), asyncio.Event()
+
+        async def read_slowly(seqs: Sequence[int]) -> Mapping[int, Event]:
+            events = await read(seqs)
+            done.set()
+            await may_answer.wait()
+            return events
+
+        monkeypatch.setattr(journal, "events_of_runs", read_slowly)
+        per_account = limit(1, per=lambda event: event.data["account"], hold="run")
+        limited = approve(concurrency=per_account)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reload_project(service.process, Project.of([limited])))
+            await done.wait()
+            await service.process.operator.do(Cancel(ids[which]))
+            may_answer.set()
+        (gate,) = limits_of(service, "approve")
+        assert isinstance(gate, HeldLimit)
+        assert gate.used() == {"ab"[1 - which]: 1}
+        again = await send_to(service, limited, {"account": "ab"[which], "sleep": False})
+        assert (await service.finished(again)).state is RunState.SUCCEEDED
 
 
 @pytest.mark.parametrize("keyed", [True, False])
