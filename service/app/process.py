@@ -294,9 +294,10 @@ class Process:
         )
 
     def _run_ended_early(self, run: Run) -> None:
-        """Tell those who wait for a run that a rule has ended while it was not running."""
+        """Tell those who wait for a run that has ended on disk while it was not running."""
         self.run_counts.count(run.flow, run.state, None)
-        self.waiters.finished(run.id, Outcome(state=run.state, reason=run.reason))
+        outcome = Outcome(state=run.state, error=run.error, reason=run.reason)
+        self.waiters.finished(run.id, outcome)
         if run.events > 1:
             self._tasks.create_task(self._members_ended(run.seq))
             return

@@ -77,11 +77,10 @@ class Dispatcher(DispatcherStatus):
         self._now = now
         self._flows = ServedFlows()
         self._scheduler = Scheduler(concurrency, now)
-        self._filling = Filling(journal, self._scheduler, now)
+        self._filling = Filling(journal, self._scheduler, now, self._key_failed)
         self._restoring = Restoring(journal, self._scheduler, self._filling)
         self._written_breakers = WrittenBreakers(journal, self._scheduler.breakers)
         self._due = DueRuns(journal, self._scheduler, self._filling, now=now)
-        self._filling.failed = self._due.recheck
         self._claiming = Claiming(
             journal,
             self._scheduler,
@@ -309,6 +308,19 @@ class Dispatcher(DispatcherStatus):
         for run in runs:
             self._let_go(run)
             self._decisions.labels(run.flow, reason.value).inc()
+
+    def _key_failed(self, flow: AnyFlow, ended: Sequence[Run]) -> None:
+        """Let go of a run that has failed on disk before it could start, and stop its children.
+
+        Its key of a new rule could not be computed. Where a dead letter blocks its ordering key, it
+        holds that from now on, also if it had not asked for it yet.
+        """
+        failed, *children = ended
+        for child in children:
+            self.cancel(child)
+        self._let_go(failed)
+        if flow.on_dead == "block" and failed.order_key is not None:
+            self._scheduler.add_holder(flow.name, failed.order_key, failed.id)
 
     def _let_go(self, run: Run) -> None:
         self._scheduler.forget(run)

@@ -12,7 +12,7 @@ from turnout.service.journal.contract import Work
 from turnout.service.journal.records import Queued
 
 from . import memory
-from .missing_keys import add_missing_keys
+from .missing_keys import Failed, add_missing_keys
 from .queue import Queue
 from .scheduling import Scheduler
 
@@ -20,11 +20,13 @@ from .scheduling import Scheduler
 class Filling:
     """Reads queued runs; `failed` is called when one has failed that a newer rule was asked for."""
 
-    def __init__(self, journal: Work, scheduler: Scheduler, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, journal: Work, scheduler: Scheduler, now: Callable[[], datetime], failed: Failed
+    ) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self._now = now
-        self.failed: Callable[[], None] = scheduler.progressed.set
+        self._failed = failed
 
     async def refill(self) -> None:
         """Read from the journal what active queues lack in memory."""
@@ -55,10 +57,10 @@ class Filling:
         lacking = [row for row in rows if queue.gates.lacks_keys(row)]
         if not lacking or queue.gates.keyed is None:
             return rows
-        have = await add_missing_keys(self._journal, queue.gates.keyed, lacking, self._now)
+        have = await add_missing_keys(
+            self._journal, queue.gates.keyed, lacking, self._now, self._failed
+        )
         failed = {row.seq for row in lacking} - {row.seq for row in have}
-        if failed:
-            self.failed()
         return [row for row in rows if row.seq not in failed]
 
     async def _fetch(self, queue: Queue) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from turnout.service.domain.errors import JournalFull, words_of
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, RunError
+from turnout.service.domain.run import Keys, Run, RunError
 from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Work
@@ -23,9 +23,16 @@ from .attempts import until_writable
 
 log = get_logger("turnout")
 
+Failed = Callable[[AnyFlow, Sequence[Run]], None]
+"""Called when a run of a flow has failed on disk, with it and the runs cancelled with it."""
+
 
 async def add_missing_keys(
-    journal: Work, flow: AnyFlow, runs: Sequence[Queued], now: Callable[[], datetime]
+    journal: Work,
+    flow: AnyFlow,
+    runs: Sequence[Queued],
+    now: Callable[[], datetime],
+    failed: Failed,
 ) -> list[Queued]:
     """Give runs the keys they lack, on disk too; return those that have them now.
 
@@ -33,13 +40,17 @@ async def add_missing_keys(
     """
     while True:
         try:
-            return await _add(journal, flow, runs, now)
+            return await _add(journal, flow, runs, now, failed)
         except JournalFull:
             await until_writable(journal)
 
 
 async def _add(
-    journal: Work, flow: AnyFlow, runs: Sequence[Queued], now: Callable[[], datetime]
+    journal: Work,
+    flow: AnyFlow,
+    runs: Sequence[Queued],
+    now: Callable[[], datetime],
+    failed: Failed,
 ) -> list[Queued]:
     events = await journal.events_of_runs([run.seq for run in runs])
     found: dict[int, Keys] = {}
@@ -47,7 +58,9 @@ async def _add(
         try:
             keys = keys_of(flow, events[run.seq].own())
         except Exception as error:  # noqa: BLE001  the author's code
-            await _fail(journal, flow, run, events[run.seq], error, now)
+            ended = await _fail(journal, flow, run, events[run.seq], error, now)
+            if ended:
+                failed(flow, ended)
         else:
             assert keys is not None  # the flow has keyed rules
             found[run.seq] = {**keys, **(run.keys or {})}
@@ -66,10 +79,11 @@ async def _fail(
     event: Event,
     error: Exception,
     now: Callable[[], datetime],
-) -> None:
+) -> list[Run]:
     location = f"in per= or another key, {flow.file}:{flow.line}"
     message = secrets.mask(f"{words_of(error)} ({location})")
-    if await journal.fail_queued(run.seq, RunError("filter_error", message), now=now()):
+    ended = await journal.fail_queued(run.seq, RunError("filter_error", message), now=now())
+    if ended:
         log.error(
             "filter.failed",
             flow=run.flow,
@@ -78,3 +92,4 @@ async def _fail(
             event=event.id,
             error=message,
         )
+    return ended

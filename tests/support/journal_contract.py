@@ -1238,6 +1238,27 @@ class JournalContract:
                 tries.append(known.tries)
         assert tries == [1] * 4 + [2] * 3 + [3] * 3 + [4]
 
+    async def test_a_run_failed_before_it_starts_is_told_with_the_children_cancelled_for_it(
+        self, tmp_path: Path
+    ) -> None:
+        async with self.open(tmp_path) as journal:
+            first, second, third = [await start(journal) for _ in range(3)]
+            for claimed, on in ((first, second), (second, third)):
+                opening = Opening(topic=run_topic(on.claim.run_id))
+                waiting = step("bill#1", "waiting", origin=on.claim.run_id)
+                await journal.record_with(claimed.claim, waiting, opening=opening, now=NOW)
+                await finish(journal, claimed, Outcome(state=S.WAITING, waits={"bill#1": 0}))
+            why, seq = RunError("filter_error", "no key"), first.claim.run_seq
+            assert await journal.fail_queued(third.claim.run_seq, why, now=at(1)) == []  # it runs
+            ended = await journal.fail_queued(seq, why, now=at(2))
+            assert [(run.id, run.state) for run in ended] == [
+                (first.claim.run_id, "failed"),
+                (second.claim.run_id, "cancelled"),
+                (third.claim.run_id, "cancelled"),
+            ]
+            assert ended[0].error == why and ended[0].dead
+            assert await journal.fail_queued(seq, why, now=at(3)) == []
+
     async def test_failed_runs_of_a_flow_that_is_gone_become_dead_letters(
         self, tmp_path: Path
     ) -> None:

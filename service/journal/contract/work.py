@@ -68,8 +68,11 @@ class Work(RunReads, Writable, Protocol):
     async def events_of_runs(self, seqs: Sequence[int]) -> Mapping[int, Event]:
         """Return the events of runs, by the seq of the run."""
 
-    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
-        """Make a dead letter of a run that does not run; False if it does, or has ended."""
+    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> list[Run]:
+        """Make a dead letter of a run that does not run, and cancel the children it waits for.
+
+        Returns it, then all cancelled runs; nothing if it runs or has ended.
+        """
 
     async def suspended(self, flows: Sequence[str]) -> list[Queued]:
         """Return the retrying and waiting runs of these flows.

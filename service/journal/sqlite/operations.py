@@ -66,7 +66,7 @@ def cancel(
             f"see turnout show {run.id}"
         )
     because = f"run {run.id}, which waits for it, was cancelled"
-    children = _cancel_children(connection, counters, run.seq, now, reason=because, by=by)
+    children = cancel_children(connection, counters, run.seq, now, reason=because, by=by)
     if _is_amid_attempt(connection, run):
         _keep_attempt(connection, run, now)
     why = (run.seq, storable(reason) or None, storable(by) or None)
@@ -86,15 +86,16 @@ def end_children(
     Returns the cancelled runs, and the keys of the steps whose children are still being undone.
     """
     because = f"run {claim.run_id}, which waits for it, has failed"
-    cancelled = _cancel_children(connection, counters, claim.run_seq, now, reason=because)
+    cancelled = cancel_children(connection, counters, claim.run_seq, now, reason=because)
     waits.keep_only_children(connection, claim.run_seq)
     return cancelled, waits.keys(connection, claim.run_seq)
 
 
-def _cancel_children(
+def cancel_children(
     connection: apsw.Connection, counters: RunCounters, run_seq: int, now: datetime, *, reason: str,
     by: str = "",
 ) -> list[Run]:  # fmt: skip
+    """Cancel the children a run waits for; returns all cancelled runs."""
     children = [child for _seq, child in waits.children(connection, run_seq)]
     return cancel_all(connection, counters, children, now, reason=reason, by=by)
 

@@ -50,15 +50,15 @@ class QueueWriting(Calls):
         """Give runs that do not run, by seq, the keys of rules that are newer than they are."""
         await self._call(lambda connection, _counters: run_keys.set_keys(connection, keys))
 
-    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> bool:
-        """Make a dead letter of a run that does not run; False if it does, or has ended."""
+    async def fail_queued(self, run_seq: int, error: RunError, *, now: datetime) -> list[Run]:
+        """Make a dead letter of a run that does not run; returns it, then what it has cancelled."""
         failures = self._intake.failures
-        failed: bool = await self._call(
+        ended: list[Run] = await self._call(
             lambda connection, counters: rescue.fail_queued(
                 connection, counters, failures, run_seq, error, now
             )
         )
-        return failed
+        return ended
 
     async def suspended(self, flows: Sequence[str]) -> list[Queued]:
         """Return the retrying and waiting runs of these flows, as of this turn among the writes."""

@@ -6,20 +6,19 @@ its unfinished runs. Not here: when runs are isolated (`crash_isolation`).
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import apsw
 
-from turnout.service.domain.errors import Refused
-from turnout.service.domain.run import PROCESS_DIED, RunError, RunState
+from turnout.service.domain.run import PROCESS_DIED, Run, RunError, RunState
 from turnout.service.journal.records import FAILED, REGISTERED, Rescued
 
 from . import alerts, flow_state, operations, overrides, pauses, run_keys, starts, waits
 from .alerts import FailureCounts
 from .counters import RunCounters
 from .crash_isolation import CRASHES_BEFORE_ISOLATION, MOST_CRASHES
+from .runs import RUN_COLUMNS, RUN_SOURCE, run_from
 from .statements import load
 from .values import micros, pack_error
 from .windows import opened_mark
@@ -27,6 +26,7 @@ from .windows import opened_mark
 _SQL = load("rescue")
 _CONDITIONS = load("conditions")
 _WINDOWS = load("windows")
+_RUN = f"SELECT {RUN_COLUMNS} FROM {RUN_SOURCE} WHERE r.seq = ?"
 
 
 def rescue(connection: apsw.Connection, counters: RunCounters, now: datetime) -> Rescued:
@@ -76,20 +76,26 @@ def fail_queued(
     seq: int,
     error: RunError,
     now: datetime,
-) -> bool:
-    """Make a dead letter of a run that does not run, without undoing it; False if it does."""
+) -> list[Run]:
+    """Make a dead letter of a run that does not run, without undoing it.
+
+    Returns it, then the runs that were cancelled with it, for the owner of the runs; nothing if it
+    runs or has ended.
+    """
     row: Any = connection.execute(_SQL["not_running"], (seq, REGISTERED)).fetchone()
     if row is None:
-        return False
+        return []
     run_id, flow, state, was_dead, had_failed, undoes = row
-    _fail(connection, counters, seq, run_id, pack_error(error), undoes=undoes, now=now)
+    packed = pack_error(error)
+    cancelled = _fail(connection, counters, seq, run_id, packed, undoes=undoes, now=now)
     counters.move(state, RunState.FAILED)
     if not was_dead:
         counters.add_dead_letters(flow)
         failures.failed(flow, error, run_id, micros(now))
     if undoes and not (was_dead and had_failed):
         counters.add_not_undone(flow)
-    return True
+    failed: Any = connection.execute(_RUN, (seq,)).fetchone()
+    return [run_from(failed), *cancelled]
 
 
 def _fail(
@@ -101,16 +107,15 @@ def _fail(
     *,
     undoes: bool,
     now: datetime,
-) -> None:
-    """End a run as failed, and cancel the children it waits for."""
-    for _, child in waits.children(connection, seq):
-        with suppress(Refused):  # it is being undone already
-            because = f"run {run_id}, which waits for it, has ended"
-            operations.cancel(connection, counters, child, now, reason=because)
+) -> list[Run]:
+    """End a run as failed, and cancel the children it waits for; returns all cancelled runs."""
+    because = f"run {run_id}, which waits for it, has ended"
+    cancelled = operations.cancel_children(connection, counters, seq, now, reason=because)
     waits.delete(connection, [seq])
     waits.run_ended(connection, run_id, micros(now))
     run_keys.remove(connection, [seq])
     connection.execute(_SQL["fail"], (seq, micros(now), error, undoes))
+    return cancelled
 
 
 def rename_flow(connection: apsw.Connection, counters: RunCounters, was: str, name: str) -> int:
