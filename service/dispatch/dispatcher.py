@@ -21,7 +21,7 @@ import anyio
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Need
-from turnout.service.domain.run import FINISHED, Outcome, Run, RunState
+from turnout.service.domain.run import Outcome, Run, RunState
 from turnout.service.flowcontrol.gate import Candidate
 from turnout.service.journal.contract import Work
 from turnout.service.journal.records import (
@@ -278,25 +278,22 @@ class Dispatcher(DispatcherStatus):
     def cancel(self, run: Run) -> None:
         """Stop a run whose cancel is on disk, cooperatively: at its next await.
 
-        A run with steps to undo is queued again and keeps its ordering key.
+        A run with steps to undo is queued again and keeps its ordering key. Those who wait for it
+        are told when it has ended: by the end of its attempt, if one runs.
         """
         self._due.recheck()  # a parent may wait for it
         stopped = self._attempts.cancel(run.id)
         if run.state is RunState.QUEUED:
             self.reread_queue(run.flow)
         elif not stopped:
-            self._scheduler.forget(run)
-            self.release_key(run)
+            self._let_go(run)
 
     def ended_for(self, ended: Appended | Retried | ClosedWindows) -> None:
         """Stop the older runs that new ones have ended on disk; count what was decided."""
         for made in ended.decided:
             self._decisions.labels(made.flow, made.reason).inc()
         for run in ended.cancelled:
-            is_running = run.id in self._attempts
             self.cancel(run)
-            if run.state in FINISHED and not is_running:
-                self._ended_early(run)
         for run in ended.skipped:
             self._let_go(run)
 

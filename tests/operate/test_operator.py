@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.running import Running, make_event, running
-from turnout import event, every, files, flow, webhook
+from turnout import event, every, files, flow, sleep, webhook
 from turnout.service.domain.errors import InvalidData, NotFound, Overloaded, Refused
 from turnout.service.domain.event import Event
 from turnout.service.domain.run import RunState
@@ -44,6 +44,37 @@ async def test_bulk_retry_takes_only_what_failed(tmp_path: Path) -> None:
         assert len(retried) == 3
         runs = await service.all_finished()
         assert sum(run.state is RunState.FAILED for run in runs) == 3
+
+
+@flow
+async def asked(data: int) -> None: ...
+
+
+@flow
+async def asks(event: Event) -> None:
+    if event.data:
+        await asked(1)
+    await sleep("1h")
+
+
+@pytest.mark.parametrize("cancelled", ["itself", "its parent"])
+async def test_who_waits_for_a_run_is_told_when_it_is_cancelled_before_it_goes_on(
+    tmp_path: Path, cancelled: str
+) -> None:
+    """Either it sleeps, or it is the queued child of the run that is cancelled."""
+    async with running(tmp_path, [asks, asked]) as service:
+        await service.process.operator.do(Pause("asked"))
+        service.emitter.flows = lambda _event: (asks,)
+        first = (await service.send(cancelled == "its parent")).runs[0]
+        await service.until(first, RunState.WAITING)
+        steps = await service.process.journal.steps((await service.run(first)).seq)
+        awaited = first if cancelled == "itself" else steps[0].origin
+        assert awaited is not None
+        async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+            told = tasks.create_task(service.process.waiters.result(awaited, 30, is_new=True))
+            await service.process.operator.do(Cancel(first))
+        outcome = told.result()
+    assert outcome is not None and outcome.state is RunState.CANCELLED
 
 
 async def test_bulk_cancel_takes_only_what_is_unfinished(tmp_path: Path) -> None:
