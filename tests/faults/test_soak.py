@@ -29,8 +29,8 @@ from .test_everything import FOLDERS, Load, counted, problems, program_for
 MINUTES = float(os.environ.get("TURNOUT_TEST_SOAK_MINUTES", "15"))
 LIFE_SECONDS = 120.0
 WARM_SECONDS = 30.0
-WARM_EVENTS = 40_000
-"""What a process takes to fill its caches: the pages of SQLite are most."""
+WARM_EVENTS = 80_000
+"""What a process takes to fill its caches: the pages of SQLite are most, the last of them slow."""
 
 LIFE_EVENTS = 60_000
 
