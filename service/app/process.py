@@ -295,7 +295,7 @@ class Process:
 
     def _run_ended_early(self, run: Run) -> None:
         """Tell those who wait for a run that has ended on disk while it was not running."""
-        self.run_counts.count(run.flow, run.state, None)
+        self.run_counts.count_unstarted(run.flow, run.state, None, run.error)
         outcome = Outcome(state=run.state, error=run.error, reason=run.reason)
         self.waiters.finished(run.id, outcome)
         if run.events > 1:

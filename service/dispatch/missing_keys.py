@@ -11,7 +11,7 @@ from datetime import datetime
 
 from turnout.service.domain.errors import JournalFull, words_of
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import Keys, Run, RunError
+from turnout.service.domain.run import FILTER_ERROR, Keys, Run, RunError
 from turnout.service.flowcontrol.keys import keys_of
 from turnout.service.governance import secrets
 from turnout.service.journal.contract import Work
@@ -82,7 +82,7 @@ async def _fail(
 ) -> list[Run]:
     location = f"in per= or another key, {flow.file}:{flow.line}"
     message = secrets.mask(f"{words_of(error)} ({location})")
-    ended = await journal.fail_queued(run.seq, RunError("filter_error", message), now=now())
+    ended = await journal.fail_queued(run.seq, RunError(FILTER_ERROR, message), now=now())
     if ended:
         log.error(
             "filter.failed",

@@ -74,6 +74,9 @@ PROCESS_DIED = "process_died"
 CANCELLED = "cancelled"
 """The error type of the step that says a run was cancelled and is to be undone."""
 
+FILTER_ERROR = "filter_error"
+"""The error type of a run whose flow could not be asked about its event."""
+
 UNDO_FAILED = "undo_failed"
 """The error type of a run that was cancelled and could not be undone."""
 

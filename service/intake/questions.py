@@ -13,16 +13,13 @@ from functools import partial
 from turnout.service.domain.errors import words_of
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import key_of
-from turnout.service.domain.run import RunError
+from turnout.service.domain.run import FILTER_ERROR, RunError
 from turnout.service.domain.tracebacks import is_own, is_standard
 from turnout.service.domain.watched import watched
 from turnout.service.flowcontrol.priority import class_of
 from turnout.service.governance import secrets
 from turnout.service.project import AnyFlow
 from turnout.service.steps.failures import describe
-
-FILTER_ERROR = "filter_error"
-"""The type of the error of a dead letter whose flow could not be asked about its event."""
 
 
 def failed(flow: AnyFlow, event: Event, error: Exception) -> RunError:

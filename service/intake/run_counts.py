@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from turnout.service.domain.event import Event
 from turnout.service.domain.labels import OTHER, Label
-from turnout.service.domain.run import RunState
+from turnout.service.domain.run import FILTER_ERROR, RunError, RunState
 from turnout.service.project import AnyFlow
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.meters import Counter
@@ -36,6 +36,14 @@ class RunCounts:
         self._labels = {flow.name: flow.metrics for flow in flows if flow.metrics}
         self._plain.clear()
         self._told.clear()
+
+    def count_unstarted(
+        self, flow: str, state: RunState, event: Event | None, error: RunError | None
+    ) -> None:
+        """Count a run that has ended without an attempt, also as a filter error if it is one."""
+        self.count(flow, state, event)
+        if state is RunState.FAILED and error is not None and error.type == FILTER_ERROR:
+            self._filter_errors.labels(flow).inc()
 
     def count(self, flow: str, state: RunState, event: Event | None) -> None:
         """Count a run that has ended; without its event its labels are `other`."""

@@ -17,13 +17,12 @@ from turnout.service.dispatch.dispatcher import Dispatcher
 from turnout.service.domain.decisions import Reason
 from turnout.service.domain.errors import JournalError
 from turnout.service.domain.event import Event
-from turnout.service.domain.run import RunError, RunState
+from turnout.service.domain.run import FILTER_ERROR, RunError, RunState
 from turnout.service.journal.records import Appended, Decision, NewRun
 from turnout.service.telemetry.logs import get_logger
 from turnout.service.telemetry.metrics import Metrics
 
 from .batch_fill import called_with, to_prepare
-from .questions import FILTER_ERROR
 from .router import Routed
 from .run_counts import RunCounts
 from .windows import WindowDeadlines
@@ -59,7 +58,6 @@ class Submit:
         self._dispatcher = dispatcher
         self._windows = windows
         self._decisions = metrics.decisions
-        self._filter_errors = metrics.filter_errors
         self._ended = ended
         self._now = now
 
@@ -175,9 +173,8 @@ class Submit:
 
     def _tell_failed(self, run: NewRun, event: Event, error: RunError) -> None:
         """Log and count a run that is a dead letter as it is stored, since it could not start."""
-        self._ended.count(run.flow, RunState.FAILED, event)
+        self._ended.count_unstarted(run.flow, RunState.FAILED, event, error)
         if error.type == FILTER_ERROR:
-            self._filter_errors.labels(run.flow).inc()
             log.error(
                 "filter.failed",
                 flow=run.flow,

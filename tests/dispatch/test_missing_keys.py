@@ -173,7 +173,7 @@ async def test_it_blocks_its_ordering_key_although_it_has_never_held_it(tmp_path
         assert (await service.run(after)).state is RunState.QUEUED
 
 
-async def test_those_who_wait_for_it_are_told(tmp_path: Path) -> None:
+async def test_those_who_wait_for_it_are_told_and_it_counts_as_a_filter_error(tmp_path: Path) -> None:
     before = ordered()
     async with running(tmp_path, [before]) as service:
         bad = await send_to(service, before, {"account": "a", "bad": True})
@@ -182,6 +182,8 @@ async def test_those_who_wait_for_it_are_told(tmp_path: Path) -> None:
             told = tasks.create_task(service.process.waiters.result(bad, 30, is_new=True))
             keyed = ordered(concurrency=limit(1, per=no_key, hold="run"))
             await reload_project(service.process, Project.of([keyed]))
+        shown = service.process.metrics.render()
+    assert b'turnout_filter_errors_total{flow="ordered"} 1.0' in shown
     outcome = told.result()
     assert outcome is not None and outcome.state is RunState.FAILED
     assert outcome.error is not None and outcome.error.type == "filter_error"
