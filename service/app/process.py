@@ -44,7 +44,6 @@ from turnout.service.intake.windows import WindowDeadlines
 from turnout.service.journal.contract import Journal
 from turnout.service.journal.records import ClaimedRun, FlowAbout
 from turnout.service.operate.operator import Operator
-from turnout.service.operate.runs import cancel_children
 from turnout.service.operate.waits import paused
 from turnout.service.pools import Pools
 from turnout.service.project import AnyFlow, Project
@@ -263,8 +262,8 @@ class Process:
                 **({} if outcome.undo is None else {"undo": outcome.undo}),
             )
         self.waiters.finished(run.claim.run_id, outcome)
-        if state.has_waits:
-            await cancel_children(self.operator, run.claim.run_seq, run.claim.run_id)
+        for child in state.cancelled:
+            self.dispatcher.cancel(child)
         if run.members is not None:
             await self._members_ended(run.claim.run_seq)
             return

@@ -310,7 +310,7 @@ class Attempts:
             has_left = self._gates.leave_early(attempt.entered)
             now = self._now()
             try:
-                await self._journal.record(
+                state.cancelled = await self._journal.record(
                     run,
                     outcome,
                     started_at=started_at,

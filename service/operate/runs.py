@@ -10,7 +10,7 @@ import orjson
 
 from turnout.service.domain.errors import NotFound, Refused
 from turnout.service.domain.run import FINISHED, Run, RunState
-from turnout.service.journal.records import APPROVAL, Filter, StepRecord
+from turnout.service.journal.records import APPROVAL, Filter
 from turnout.service.steps.approval import find_fields, read_fields
 
 from .filters import all_runs
@@ -179,19 +179,3 @@ async def plan_answer(parts: Parts, verb: Answer) -> list[str]:
         await _check_fields(parts, run, verb.step, verb.fields)
     word = "approve" if verb.approved else "reject"
     return [f"{word} run {run.id} of flow {run.flow} at step {unanswered[0]}"]
-
-
-# ---------------------------------------------------------------- children
-
-
-def _is_shared(step: StepRecord) -> bool:
-    """Whether a step waits for a run that is the work of somebody else."""
-    return bool(orjson.loads(step.result or b"{}").get("shared"))
-
-
-async def cancel_children(parts: Parts, run_seq: int, run_id: str) -> None:
-    """Cancel the children that a finished run was waiting for."""
-    for step in await parts.journal.steps(run_seq):
-        if step.state == "waiting" and step.origin and not _is_shared(step):
-            with suppress(Refused, NotFound):
-                await cancel(parts, Cancel(step.origin, f"run {run_id}, its parent, has ended"))

@@ -173,7 +173,7 @@ async def test_it_blocks_its_ordering_key_although_it_has_never_held_it(tmp_path
         assert (await service.run(after)).state is RunState.QUEUED
 
 
-async def test_those_who_wait_for_it_are_told_and_it_counts_as_a_filter_error(tmp_path: Path) -> None:
+async def test_it_is_a_filter_error_and_those_who_wait_for_it_are_told(tmp_path: Path) -> None:
     before = ordered()
     async with running(tmp_path, [before]) as service:
         bad = await send_to(service, before, {"account": "a", "bad": True})

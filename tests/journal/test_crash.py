@@ -224,7 +224,7 @@ class JournalMachine(RuleBasedStateMachine):
         known = self.runs[claimed.claim.run_id]
         return known.state is S.RUNNING and known.token == claimed.claim.token
 
-    def expect_lost(self, write: Awaitable[None]) -> None:
+    def expect_lost(self, write: Awaitable[object]) -> None:
         try:
             self.do(write)
         except ClaimLost:

@@ -1259,6 +1259,35 @@ class JournalContract:
             assert ended[0].error == why and ended[0].dead
             assert await journal.fail_queued(seq, why, now=at(3)) == []
 
+    @pytest.mark.parametrize("state", [S.SUCCEEDED, S.FAILED, S.CANCELLED])
+    async def test_a_run_ends_together_with_the_children_it_waits_for(
+        self, tmp_path: Path, state: RunState
+    ) -> None:
+        """A child whose own outcome is written later in the same transaction has lost its claim."""
+        async with self.open(tmp_path) as journal:
+            parent, another = await start(journal), await start(journal)
+            called = Entry(event=make_event(type=CALLED), runs=[make_run("child", S.RUNNING)])
+            child = claim_of(called, (await journal.append([called], now=NOW))[0])
+            for claimed, key, on in ((parent, "child#1", child), (child, "bill#1", another)):
+                waits = step(key, "waiting", result=b"{}", origin=on.claim.run_id)
+                opening = Opening(topic=run_topic(on.claim.run_id))
+                await journal.record_with(claimed.claim, waits, opening=opening, now=NOW)
+            told: Any = {"started_at": NOW, "now": at(1), "has_waits": True}
+            *_, cancelled, lost = await asyncio.gather(
+                *(put(journal) for _ in range(20)),  # the rest is written together
+                journal.record(parent, ended(state), **told),
+                journal.record(child, ended(S.WAITING, waits={"bill#1": 0}), **told),
+                return_exceptions=True,
+            )
+            assert isinstance(lost, ClaimLost)
+            assert isinstance(cancelled, list)
+            ids = [child.claim.run_id, another.claim.run_id]
+            assert [run.id for run in cancelled] == ids
+            assert await self._states(journal, ids) == ["cancelled"] * 2
+            assert (await self.counts(journal)).states == {}
+            for each in (parent, child):
+                assert await journal.waits(each.claim.run_seq) == []
+
     async def test_failed_runs_of_a_flow_that_is_gone_become_dead_letters(
         self, tmp_path: Path
     ) -> None:

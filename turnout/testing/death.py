@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from turnout.service.domain.errors import ClaimLost
+from turnout.service.domain.run import Run
 from turnout.service.journal.open import OpenJournal
 from turnout.service.journal.records import Claim, StepRecord
 from turnout.service.steps.code_change import MARK_TASKS
@@ -75,7 +77,7 @@ class Mortal:
             return asyncio.get_running_loop().create_future()
         return self._journal.take(claim, step, *args, **kwargs)
 
-    async def record(self, *args: Any, **kwargs: Any) -> None:
+    async def record(self, *args: Any, **kwargs: Any) -> Sequence[Run]:
         """Record an outcome, unless the process is dying."""
         await self._death.meet()
-        await self._journal.record(*args, **kwargs)
+        return await self._journal.record(*args, **kwargs)

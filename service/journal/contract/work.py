@@ -139,7 +139,7 @@ class Work(RunReads, Writable, Protocol):
         has_waits: bool = False,
         changed: Collection[str] = (),
         progress: Mapping[str, Any] = NOTHING,
-    ) -> None:
+    ) -> Sequence[Run]:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter.
 
         So does each member of its window that failed for good (`failed_items`), as a run of its
@@ -148,7 +148,9 @@ class Work(RunReads, Writable, Protocol):
         Raises `StateMoved`, and records nothing, if another run has written what this one keeps
         between runs since it has read it.
 
-        `has_waits` says that the attempt opened a wait: the waits of a run that ended are deleted.
+        `has_waits` says that the attempt opened a wait: the waits of a run that ended are deleted,
+        and the children it waited for are cancelled with it. Returns all cancelled runs.
+
         The next claim of a waiting run may read only the `changed` steps, those this attempt
         recorded, and then it finds `progress` again.
         """

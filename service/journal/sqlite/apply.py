@@ -34,7 +34,7 @@ from .outcomes import OutcomeJob, attempt_row
 from .resume_cache import ResumeCache
 from .statements import load
 from .steps import StepJob
-from .values import dump, dump_list
+from .values import dump, dump_list, instant
 from .writer import CallJob, Job, Split
 
 _SQL = load("record")
@@ -52,7 +52,9 @@ class _Group:
     It takes jobs as long as that order keeps the one in which jobs about a run were submitted.
     """
 
-    __slots__ = ("_claimed", "_ended", "_stepped", "appends", "claims", "outcomes", "steps")
+    __slots__ = (
+        "_claimed", "_ended", "_ends_children", "_stepped", "appends", "claims", "outcomes", "steps"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.appends: list[AppendJob] = []
@@ -62,6 +64,7 @@ class _Group:
         self._stepped: set[tuple[int, str]] = set()
         self._ended: set[int] = set()
         self._claimed: set[int] = set()
+        self._ends_children = False
 
     def takes(self, job: Job) -> bool:
         """Add a job to the group, unless it would take effect out of its turn."""
@@ -82,6 +85,9 @@ class _Group:
             seq = job.row.run_seq
             if seq in self._ended or seq in self._claimed:
                 return False
+            if self._ends_children and job.run.may_be_awaited:
+                return False  # it may be one of the children
+            self._ends_children = self._ends_children or job.ends_children
             self._ended.add(seq)
             self.outcomes.append(job)
             return True
@@ -190,7 +196,7 @@ class Batch:
             self._intake.failures.failed(flow, job.outcome.error, run_id, job.at)
 
     def _follow(self, jobs: Sequence[OutcomeJob], counters: RunCounters) -> None:
-        """Do what follows from outcomes: free keys, wake parents, delete or suspend waits."""
+        """Do what follows from outcomes: free keys, wake parents, end children and waits."""
         with_keys: list[int] = []
         with_waits: list[int] = []
         for job in jobs:
@@ -199,7 +205,11 @@ class Batch:
             if outcome.state in FINISHED:
                 if run.keys:
                     with_keys.append(seq)
-                if job.has_waits:
+                if job.ends_children:
+                    because = f"run {run.claim.run_id}, its parent, has ended"
+                    job.result = operations.cancel_children(
+                        self._connection, counters, seq, instant(job.at), reason=because
+                    )
                     with_waits.append(seq)
                 if run.may_be_awaited:
                     waits.run_ended(self._connection, run.claim.run_id, job.at)

@@ -351,12 +351,14 @@ class SqliteJournal(
         has_waits: bool = False,
         changed: Collection[str] = (),
         progress: Mapping[str, Any] = NOTHING,
-    ) -> None:
+    ) -> Sequence[Run]:
         """Record an attempt's outcome; raises `ClaimLost`. A failed run becomes a dead letter."""
         waits = has_waits or run.has_waits
-        await self._writer.submit(OutcomeJob(run, outcome, started_at, now, has_waits=waits))
+        job = OutcomeJob(run, outcome, started_at, now, has_waits=waits)
+        cancelled: Sequence[Run] | None = await self._writer.submit(job)
         if outcome.waits:
             self._resume_cache.keep(run, changed, progress)
+        return cancelled or ()
 
     def record_breaker(self, breaker: StoredBreaker) -> asyncio.Future[None]:
         """Submit a change of a breaker at once, in place of an earlier generation."""

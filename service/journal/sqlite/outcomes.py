@@ -55,7 +55,10 @@ RECORD = for_each(
 
 
 class OutcomeJob(Job):
-    """Record an attempt's outcome; `has_waits` says that the run may have open waits."""
+    """Record an attempt's outcome; `has_waits` says that the run may have open waits.
+
+    The result are the runs that were cancelled with it: the children it waited for.
+    """
 
     __slots__ = ("at", "has_waits", "outcome", "row", "run")
 
@@ -92,6 +95,11 @@ class OutcomeJob(Job):
             failed or (run.dead and not finished),
             outcome.repeats,
         )
+
+    @property
+    def ends_children(self) -> bool:
+        """Whether the run may wait for children, which end with it."""
+        return self.has_waits and self.row.finished_at is not None
 
 
 # ---------------------------------------------------------------- attempts
