@@ -298,9 +298,7 @@ class TriggerEmitter:
         if self._positions.unread:
             await self._read_positions()
         with self._shared.dispatcher.changing([flow.name for flow in self.flows(_ANY)]):
-            yield _HandBack(
-                self._shared.journal, self.trigger.name, self._ordered(), self._positions
-            )
+            yield _HandBack(self._shared, self.trigger.name, self._ordered(), self._positions)
 
     async def until_ended(self, partitions: Sequence[str], seconds: float) -> None:
         """Wait, so long and within the grace, until no run of these partitions is under way."""
@@ -334,28 +332,31 @@ class _HandBack:
 
     def __init__(
         self,
-        journal: Intake,
+        shared: EmitterParts,
         trigger: str,
         flows: Sequence[str],
         positions: SessionPositions,
     ) -> None:
-        self._journal = journal
+        self._shared = shared
         self._trigger = trigger
         self._flows = flows
         self._positions = positions
 
     async def backlog(self) -> Backlog:
         """Return what may be given back, and what behind the first of it has begun."""
-        return await self._journal.backlog(self._trigger, self._flows)
+        return await self._shared.journal.backlog(self._trigger, self._flows)
 
     async def withdraw(self, seqs: Sequence[int], positions: Mapping[str, str | None]) -> None:
         """Forget these events and their runs, and move the positions in front of them."""
         moves = self._positions.move(positions)
         try:
-            await self._journal.withdraw(seqs, trigger=self._trigger, positions=moves)
+            await self._shared.journal.withdraw(
+                seqs, trigger=self._trigger, positions=moves, now=self._shared.now()
+            )
         except JournalError as error:
             self._positions.refused(moves, error)
             raise
+        self._shared.dispatcher.recheck_due()  # a run may await one of them
 
 
 def _is_refused(routed: Sequence[Routed]) -> bool:

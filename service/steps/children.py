@@ -254,10 +254,15 @@ async def _start(call: StepCall, flow: Flow[..., Any], race: str | None) -> Step
     return record
 
 
+_GONE = (
+    "the run it awaited is not in the journal any more: either it was pruned, or it came from a "
+    "Kafka record that went to another member of the group before the run began"
+)
+
+
 def _result(call: StepCall, run: ChildEnd | None, position: tuple[float, float]) -> Came[Any]:
     if run is None:
-        gone = StepFailed("the child run is no longer kept", type="pruned")
-        return Came(position, error=gone)
+        return Came(position, error=StepFailed(_GONE, type="gone"))
     if run.refused is not None:
         return Came(position, error=Refused(*run.refused))
     if run.state in (RunState.SUCCEEDED, RunState.SKIPPED):

@@ -334,7 +334,7 @@ class JournalContract:
             assert not await journal.is_under_way("t", ["of"], ["t/1"], due_by=None)
             before = (await self.counts(journal)).states
             seqs = list(found.waiting.values())
-            await journal.withdraw(seqs, trigger="t", positions={"t/0": Move("8", "2")})
+            await journal.withdraw(seqs, trigger="t", positions={"t/0": Move("8", "2")}, now=NOW)
             assert await journal.positions("t") == {"t/0": "2"}
             after = (await self.counts(journal)).states
             assert after["queued"] == before["queued"] - 3
@@ -346,7 +346,9 @@ class JournalContract:
             listed = await journal.backlog("t", ["of"])
             queued = await journal.queued("of", 0, 9)
             await claim_all(journal, [run.seq for run in queued])
-            await journal.withdraw(list(listed.waiting.values()), trigger="t", positions={})
+            await journal.withdraw(
+                list(listed.waiting.values()), trigger="t", positions={}, now=NOW
+            )
             assert len(await journal.event("c")) == 1
         async with self.open(tmp_path) as journal:
             last = max(one.seq for one in await journal.events(Filter(limit=99)))
@@ -400,9 +402,9 @@ class JournalContract:
             await journal.append([entry], trigger="t", positions={"0": Move(None, "1")}, now=NOW)
             seqs = list((await journal.backlog("t", ["of"])).waiting.values())
             with pytest.raises(PositionsMoved):
-                await journal.withdraw(seqs, trigger="t", positions={"0": Move("2", None)})
+                await journal.withdraw(seqs, trigger="t", positions={"0": Move("2", None)}, now=NOW)
             assert len((await journal.backlog("t", ["of"])).waiting) == 1
-            await journal.withdraw(seqs, trigger="t", positions={"0": Move("1", None)})
+            await journal.withdraw(seqs, trigger="t", positions={"0": Move("1", None)}, now=NOW)
             assert (await journal.backlog("t", ["of"])).waiting == {}
             assert await journal.positions("t") == {}
 
@@ -755,14 +757,14 @@ class JournalContract:
                 return stored
 
             _first, second, third = [await arrives(seconds) for seconds in (0, 1, 2)]
-            await journal.withdraw([second.event_seq], trigger="t", positions={})
+            await journal.withdraw([second.event_seq], trigger="t", positions={}, now=NOW)
             assert not (await arrives(3)).refused, "two of the key are left"
             assert (await arrives(4)).refused, "three are accepted"
             assert not (await arrives(5, None)).refused, "three are left of all"
             assert (await arrives(6, None)).refused, "four are accepted"
             assert not (await arrives(60.5)).refused, "the first counts no more"
             assert (await arrives(61)).refused, "the third and the fourth count in their order"
-            await journal.withdraw([third.event_seq], trigger="t", positions={})
+            await journal.withdraw([third.event_seq], trigger="t", positions={}, now=NOW)
             assert not (await arrives(61)).refused
 
     async def test_a_queued_run_is_known_by_what_it_waited_for(self, tmp_path: Path) -> None:
@@ -2107,7 +2109,7 @@ class JournalContract:
         async with self.open(tmp_path) as journal:
             event = make_event("a", trigger="t")
             [first] = await journal.append([Entry(event=event, runs=[make_run()])], now=NOW)
-            await journal.withdraw([first.event_seq], trigger="t", positions={})
+            await journal.withdraw([first.event_seq], trigger="t", positions={}, now=NOW)
             [again] = await journal.append([Entry(event=event, runs=[make_run()])], now=NOW)
             assert not again.duplicate and again.event_seq > first.event_seq
 

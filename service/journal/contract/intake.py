@@ -57,8 +57,12 @@ class Intake(Protocol):
         the flows from starting runs.
         """
 
-    async def withdraw(self, seqs: Sequence[int], *, trigger: str, positions: Positions) -> None:
+    async def withdraw(
+        self, seqs: Sequence[int], *, trigger: str, positions: Positions, now: datetime
+    ) -> None:
         """Delete events of `backlog` with their runs, as if they had never arrived.
+
+        Runs that await one of them are woken.
 
         There may be several transactions; the positions move in the first, or nothing is deleted
         and `PositionsMoved` is raised, as by `append`.

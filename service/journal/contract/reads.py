@@ -49,7 +49,7 @@ class RunReads(Protocol):
         """
 
     async def child(self, run_id: str) -> ChildEnd | None:
-        """Return the state and result of a child run; None when it has been pruned."""
+        """Return the state and result of a child run; None when the journal does not have it."""
 
     async def steps(self, run_seq: int, *, at_most_bytes: int | None = None) -> list[StepRecord]:
         """Return a run's steps in the order they were first recorded, superseded ones too.

@@ -26,17 +26,19 @@ class GivingBack(Calls):
         await self._call(lambda _connection, _counters: None)
         return await self.read(partial(withdrawal.backlog, trigger=trigger, flows=flows))
 
-    async def withdraw(self, seqs: Sequence[int], *, trigger: str, positions: Positions) -> None:
+    async def withdraw(
+        self, seqs: Sequence[int], *, trigger: str, positions: Positions, now: datetime
+    ) -> None:
         """Delete events of `backlog` with their runs, as if they had never arrived."""
 
         def first(connection: apsw.Connection, counters: RunCounters) -> None:
             move(connection, trigger, positions)
-            withdrawal.withdraw(connection, counters, seqs[: withdrawal.BATCH])
+            withdrawal.withdraw(connection, counters, seqs[: withdrawal.BATCH], now)
 
         await self._call(first)
         for start in range(withdrawal.BATCH, len(seqs), withdrawal.BATCH):
             part = seqs[start : start + withdrawal.BATCH]
-            await self._call(partial(withdrawal.withdraw, seqs=part))
+            await self._call(partial(withdrawal.withdraw, seqs=part, now=now))
 
     async def is_under_way(
         self,

@@ -99,7 +99,7 @@ class SqliteReader(EventReading, WaitReading, SteeringReading, WindowReading, Al
         return await self.read(query)
 
     async def child(self, run_id: str) -> ChildEnd | None:
-        """Return the state and result of a child run; None when it has been pruned."""
+        """Return the state and result of a child run; None when the journal does not have it."""
 
         def query(connection: apsw.Connection) -> ChildEnd | None:
             row: Any = connection.execute(_SQL["child"], (run_id,)).fetchone()

@@ -2,7 +2,9 @@
 
 An event is deleted with its runs, its identity and its count in rate limits, in the transaction
 that moves the position back before it: it can come again without being a duplicate, and nothing is
-lost. The caller keeps the flows from starting runs meanwhile. Not here: which events are given back
+lost. A run that awaits one of these as unique work is woken and finds it gone: to keep that one
+would run it ahead of earlier ones of its ordering key, and twice where its source has it already.
+The caller keeps the flows from starting runs meanwhile. Not here: which events are given back
 (a trigger decides).
 """
 
@@ -16,7 +18,7 @@ import apsw
 
 from turnout.service.domain.trigger import Backlog
 
-from . import rate_limits, run_keys
+from . import rate_limits, run_keys, waits
 from .counters import RunCounters
 from .dedupe import forget
 from .retention import delete_events, delete_runs, keep_highest
@@ -41,16 +43,21 @@ def backlog(connection: apsw.Connection, trigger: str, flows: Sequence[str]) -> 
     )
 
 
-def withdraw(connection: apsw.Connection, counters: RunCounters, seqs: Sequence[int]) -> None:
+def withdraw(
+    connection: apsw.Connection, counters: RunCounters, seqs: Sequence[int], now: datetime
+) -> None:
     """Delete events with their runs, except events that have a begun run by now."""
     keep_highest(connection)
     runs: list[Any] = connection.execute(_SQL["withdrawn"], (dump(seqs),)).fetchall()
     seqs_of_runs = [seq for seq, *_ in runs]
-    rate_limits.forget(connection, ((flow, keys, at) for _, _, flow, keys, at in runs))
+    rate_limits.forget(connection, ((flow, keys, at) for _, _, flow, keys, at, *_ in runs))
     run_keys.remove(connection, seqs_of_runs)
     delete_runs(connection, seqs_of_runs)
     events = sorted({event for _, event, *_ in runs})
     delete_events(connection, events)
+    for *_, run_id, is_awaited in runs:
+        if is_awaited:
+            waits.run_ended(connection, run_id, micros(now))
     forget(connection, events)
     counters.move("queued", None, len(runs))
 

@@ -16,8 +16,10 @@ ORDER BY e.seq;
 
 -- name: withdrawn
 -- The runs of events (?1, a JSON array), without events that have a begun run by now: seq, seq of the
--- event, flow, keys, and when it was accepted.
-SELECT r.seq, r.event_seq, r.flow, r.keys, r.queued_at FROM json_each(?1) AS v JOIN runs AS r ON r.event_seq = v.value
+-- event, flow, keys, when it was accepted, id, and whether another run awaits it.
+SELECT r.seq, r.event_seq, r.flow, r.keys, r.queued_at, r.id,
+    EXISTS (SELECT 1 FROM waits AS w WHERE w.topic = 'run:' || r.id)
+FROM json_each(?1) AS v JOIN runs AS r ON r.event_seq = v.value
 WHERE NOT EXISTS (
     SELECT 1 FROM runs AS begun
     WHERE begun.event_seq = r.event_seq AND (begun.state != 'queued' OR begun.token != 0))
