@@ -105,7 +105,12 @@ class SpanSender:
                     await self._wakes.wait()
             if self._wakes.is_set():
                 await self._let_more_come()
-                await self._send_together()
+                if not self._is_stopping:
+                    await self._send_together()
+        with suppress(JournalError):
+            # A span waits until its run's is noted as owed. This write comes after those notes.
+            await self._journal.sent_spans([*self._to_note.values()])
+            self._to_note.clear()
         while (self._told or self._waiting) and await self._send_together():
             pass
         self._exporter.close()
@@ -122,7 +127,8 @@ class SpanSender:
         self._hurries.clear()
         self._tell_lost()
         count = min(self._most_runs, len(self._told))
-        seqs = [self._told.popleft() for _ in range(count)]
+        # A run that an operator has had tried again may be told of twice.
+        seqs = [*{self._told.popleft() for _ in range(count)}]
         is_taken = True
         with suppress(JournalError):  # told elsewhere; a round finds them again
             is_taken = await self._send(await self._owed(seqs) if seqs else [])

@@ -1,0 +1,96 @@
+"""Spans wait for others and leave together; none is lost at a stop, and none is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.support.journal_contract import NOW, ended, finish, start
+from turnout.service.app.spans import SpanSender
+from turnout.service.domain.trace_context import Sampler
+from turnout.service.journal.records import ClaimedRun
+from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
+from turnout.service.telemetry.metrics import Metrics
+from turnout.service.telemetry.otlp import Exporter
+from turnout.service.telemetry.traces import Span, trace_of_run
+
+SAMPLER = Sampler(1.0, True)
+
+
+class Taken:
+    """An exporter that keeps what it is given."""
+
+    delay_seconds, most_waiting, most_together = 60.0, 100, 50
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def deliver(self, spans: Sequence[Span]) -> bool:
+        self.spans += spans
+        return True
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[SqliteJournal]:
+    made = await open_journal(
+        tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
+    )
+    yield made
+    await made.close()
+
+
+@asynccontextmanager
+async def sending(journal: SqliteJournal, taken: Taken) -> AsyncIterator[SpanSender]:
+    """Send spans inside the block, and stop at its end."""
+    sender = SpanSender(journal, SAMPLER, cast(Exporter, taken))
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(sender.run())
+        yield sender
+        sender.stop()
+
+
+def send_attempt(sender: SpanSender, run: ClaimedRun) -> None:
+    """Send the span of an attempt that has ended, as the first of its run."""
+    trace = trace_of_run(run.claim.run_id, {}, SAMPLER)
+    span = Span(
+        name="attempt", context=trace.within("1" * 16), parent=trace.own,
+        started_at=NOW, ended_at=NOW + timedelta(seconds=1), attributes={},
+    )  # fmt: skip
+    sender.tracer.send(trace, run.claim.run_seq, span)
+    sender.tracer.ended(run.claim.run_seq)
+
+
+async def test_an_attempt_that_ends_as_the_service_stops_has_its_spans(
+    journal: SqliteJournal,
+) -> None:
+    taken = Taken()
+    async with asyncio.TaskGroup() as tasks, sending(journal, taken) as sender:
+        claimed = await start(journal)
+        await finish(journal, claimed, ended())
+        await asyncio.sleep(0.1)  # until it waits for a span
+        slow = journal._call(lambda _connection, _counters: time.sleep(0.2))
+        tasks.create_task(slow)
+        await asyncio.sleep(0.05)
+        send_attempt(sender, claimed)  # the journal notes only later that the run's is owed
+    assert sorted(span.name for span in taken.spans) == ["attempt", "run bill"]
+    assert await journal.owed_spans(limit=9, links=9) == []
+
+
+async def test_a_run_that_ends_twice_within_seconds_has_one_span(journal: SqliteJournal) -> None:
+    taken = Taken()
+    async with sending(journal, taken) as sender:
+        claimed = await start(journal)
+        await finish(journal, claimed, ended())
+        await journal.owe_span(claimed.claim.run_seq)
+        for _ in range(2):  # an operator has had it tried again
+            sender.tracer.ended(claimed.claim.run_seq)
+    assert [span.name for span in taken.spans] == ["run bill"]
