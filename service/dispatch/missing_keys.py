@@ -55,10 +55,13 @@ async def _add(
     events = await journal.events_of_runs([run.seq for run in runs])
     found: dict[int, Keys] = {}
     for run in runs:
+        event = events.get(run.seq)
+        if event is None:  # it was handed back to its source meanwhile
+            continue
         try:
-            keys = keys_of(flow, events[run.seq].own())
+            keys = keys_of(flow, event.own())
         except Exception as error:  # noqa: BLE001  the author's code
-            ended = await _fail(journal, flow, run, events[run.seq], error, now)
+            ended = await _fail(journal, flow, run, event, error, now)
             if ended:
                 failed(flow, ended)
         else:

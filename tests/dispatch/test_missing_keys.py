@@ -17,6 +17,7 @@ import pytest
 from tests.support.running import Running, running
 from turnout import flow, limit, sleep
 from turnout.service.app.reload import reload_project
+from turnout.service.dispatch.missing_keys import add_missing_keys
 from turnout.service.domain.event import Event
 from turnout.service.domain.flow import Flow
 from turnout.service.domain.run import RunState
@@ -187,3 +188,24 @@ async def test_it_is_a_filter_error_and_those_who_wait_for_it_are_told(tmp_path:
     outcome = told.result()
     assert outcome is not None and outcome.state is RunState.FAILED
     assert outcome.error is not None and outcome.error.type == "filter_error"
+
+
+async def test_a_run_that_is_handed_back_while_its_key_is_asked_for_is_passed_over(
+    tmp_path: Path,
+) -> None:
+    keyed = ordered(concurrency=limit(1, per=no_key))
+    async with running(tmp_path, [ordered()]) as service:
+        journal = service.process.journal
+        service.process.dispatcher.pause("ordered")
+        gone = await send_to(service, ordered(), {"account": "a"})
+        left = await send_to(service, ordered(), {"account": "b"})
+        rows = await journal.queued("ordered", 0, 9)
+        trigger = (await service.run(gone)).trigger
+        waiting = (await journal.backlog(trigger, ["ordered"])).waiting
+        await journal.withdraw([*waiting.values()][:1], trigger=trigger, positions={}, now=START)
+        failed: list[Any] = []
+        found = await add_missing_keys(
+            journal, keyed, rows, lambda: START, lambda *ended: failed.append(ended)
+        )
+        assert [row.id for row in found] == [left]
+        assert failed == []
