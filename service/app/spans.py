@@ -55,7 +55,8 @@ class SpanSender:
         self._journal = journal
         self._sampler = sampler
         self._exporter = exporter
-        self._most_runs = min(_MOST_RUNS, exporter.most_together)
+        self._most_runs = self._in_round = min(_MOST_RUNS, exporter.most_together)
+        self._after = 0  # where the next round begins
         self._waiting: deque[Span] = deque()
         self._told: deque[int] = deque(maxlen=_MOST_TOLD)
         self._to_note: dict[int, Run] = {}  # sent, while the disk is full
@@ -141,20 +142,28 @@ class SpanSender:
         return is_taken
 
     async def _round(self) -> None:
-        """Send all that is owed by runs that have ended."""
-        after = 0
+        """Send all that is owed by runs that have ended, until a request is not taken.
+
+        The collector may be away, or refuse a request for its size or for one run. So the next
+        round asks for fewer, and begins behind a run that was refused alone.
+        """
         with suppress(JournalError):
-            while owed := await self._owed(after=after):
-                if not await self._send(owed):
+            while owed := await self._owed(after=self._after):
+                is_whole = self._in_round == self._most_runs
+                is_taken = await self._send(owed, takes_waiting=is_whole)
+                if is_taken or len(owed) == 1:
+                    self._after = owed[-1].run.seq
+                if not is_taken:
+                    self._in_round = max(self._in_round // 2, 1)
                     return
-                after = owed[-1].run.seq
+                self._in_round = min(self._in_round * 2, self._most_runs)
+        self._after = 0
 
     async def _owed(self, seqs: Sequence[int] | None = None, *, after: int = 0) -> list[EndedTrace]:
-        return await self._journal.owed_spans(
-            seqs, after=after, limit=self._most_runs, links=MOST_LINKS
-        )
+        limit = self._in_round if seqs is None else self._most_runs
+        return await self._journal.owed_spans(seqs, after=after, limit=limit, links=MOST_LINKS)
 
-    async def _send(self, owed: Sequence[EndedTrace]) -> bool:
+    async def _send(self, owed: Sequence[EndedTrace], *, takes_waiting: bool = True) -> bool:
         """Send the spans of these runs, and as many that wait as go with them; and note it.
 
         Returns whether they were taken.
@@ -163,7 +172,7 @@ class SpanSender:
         runs = [each.run for each in owed]
         spans = [self._span_of_run(each) for each in owed]
         more = min(len(self._waiting), self._exporter.most_together - len(spans))
-        spans += [self._waiting.popleft() for _ in range(more)]
+        spans += [self._waiting.popleft() for _ in range(more if takes_waiting else 0)]
         if spans and not await asyncio.to_thread(self._deliver, spans, runs):
             return False
         self._to_note |= {run.seq: run for run in runs}

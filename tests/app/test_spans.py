@@ -13,12 +13,15 @@ from typing import cast
 import pytest
 
 from tests.support.journal_contract import NOW, ended, finish, start
+from tests.support.running import eventually
+from turnout.service.app import spans
 from turnout.service.app.spans import SpanSender
 from turnout.service.domain.trace_context import Sampler
 from turnout.service.journal.records import ClaimedRun
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 from turnout.service.telemetry.otlp import Exporter
+from turnout.service.telemetry.trace_conventions import RUN_ID
 from turnout.service.telemetry.traces import Span, trace_of_run
 
 SAMPLER = Sampler(1.0, True)
@@ -31,8 +34,11 @@ class Taken:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.refused: set[str] = set()  # a request with one of these runs is not taken
 
     def deliver(self, spans: Sequence[Span]) -> bool:
+        if any(span.attributes.get(RUN_ID) in self.refused for span in spans):
+            return False
         self.spans += spans
         return True
 
@@ -94,3 +100,26 @@ async def test_a_run_that_ends_twice_within_seconds_has_one_span(journal: Sqlite
         for _ in range(2):  # an operator has had it tried again
             sender.tracer.ended(claimed.claim.run_seq)
     assert [span.name for span in taken.spans] == ["run bill"]
+
+
+async def test_a_run_that_is_refused_does_not_keep_back_others(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "_ROUND_SECONDS", 0.01)
+    taken, runs = Taken(), []
+    for _ in range(20):
+        runs.append(await start(journal))
+        await journal.owe_span(runs[-1].claim.run_seq)
+        await finish(journal, runs[-1], ended())
+    refused = runs[7].claim.run_id
+    taken.refused.add(refused)
+    others = {run.claim.run_id for run in runs} - {refused}
+
+    async def has(sent: set[str]) -> bool:
+        return {str(span.attributes[RUN_ID]) for span in taken.spans} == sent
+
+    async with sending(journal, taken):
+        await eventually(lambda: has(others))
+        taken.refused.clear()
+        await eventually(lambda: has({*others, refused}))
+    assert len(taken.spans) == len(runs)
