@@ -1290,6 +1290,27 @@ class JournalContract:
             for each in (parent, child):
                 assert await journal.waits(each.claim.run_seq) == []
 
+    async def test_a_child_that_is_claimed_before_its_parent_ends_has_lost_that_claim(
+        self, tmp_path: Path
+    ) -> None:
+        """Else that claim would begin its undo, which the cancel of the child then interrupts."""
+        async with self.open(tmp_path) as journal:
+            parent, child = await start(journal), await start(journal)
+            await journal.record_step(child.claim, step("~release#1", task=REGISTERED))
+            waits = step("bill#1", "waiting", result=b"{}", origin=child.claim.run_id)
+            opening = Opening(topic=run_topic(child.claim.run_id))
+            await journal.record_with(parent.claim, waits, opening=opening, now=NOW)
+            await finish(journal, child, Outcome(state=S.RETRYING, due_at=NOW))
+            told: Any = {"started_at": NOW, "now": at(1)}
+            _, claimed, cancelled = await asyncio.gather(
+                asyncio.gather(*(put(journal) for _ in range(20))),  # the rest is written together
+                journal.claim([child.claim.run_seq], now=at(1)),
+                journal.record(parent, ended(), has_waits=True, **told),
+            )
+            assert [(run.id, run.state) for run in cancelled] == [(child.claim.run_id, "queued")]
+            with pytest.raises(ClaimLost):
+                await journal.record(claimed[0], ended(), **told)
+
     async def test_failed_runs_of_a_flow_that_is_gone_become_dead_letters(
         self, tmp_path: Path
     ) -> None:

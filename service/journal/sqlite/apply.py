@@ -85,9 +85,10 @@ class _Group:
             seq = job.row.run_seq
             if seq in self._ended or seq in self._claimed:
                 return False
-            if self._ends_children and job.run.may_be_awaited:
-                return False  # it may be one of the children
-            self._ends_children = self._ends_children or job.ends_children
+            ends_children = job.ends_children
+            if (self._ends_children and job.run.may_be_awaited) or (ends_children and self.claims):
+                return False  # it may be one of the children, or one of them is claimed
+            self._ends_children = self._ends_children or ends_children
             self._ended.add(seq)
             self.outcomes.append(job)
             return True
