@@ -55,7 +55,8 @@ class SpanSender:
         self._journal = journal
         self._sampler = sampler
         self._exporter = exporter
-        self._most_runs = self._in_round = min(_MOST_RUNS, exporter.most_together)
+        half = max(exporter.most_together // 2, 1)  # the rest is for those that wait
+        self._most_runs = self._in_round = min(_MOST_RUNS, half)
         self._after = 0  # where the next round begins
         self._waiting: deque[Span] = deque()
         self._told: deque[int] = deque(maxlen=_MOST_TOLD)
@@ -149,8 +150,7 @@ class SpanSender:
         """
         with suppress(JournalError):
             while owed := await self._owed(after=self._after):
-                is_whole = self._in_round == self._most_runs
-                is_taken = await self._send(owed, takes_waiting=is_whole)
+                is_taken = await self._send(owed, takes_waiting=False)
                 if is_taken or len(owed) == 1:
                     self._after = owed[-1].run.seq
                 if not is_taken:
