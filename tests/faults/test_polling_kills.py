@@ -22,12 +22,13 @@ honest = SqliteJournal.record
 
 async def apart(self, run, outcome, **named):
     moved, outcome.state_write = outcome.state_write, None
-    await honest(self, run, outcome, **named)
+    cancelled = await honest(self, run, outcome, **named)
     if moved is not None:
         await asyncio.sleep(0.03)
         await self._call(
             lambda connection, _: flow_state.write(connection, run.flow, run.claim.run_id, moved, 0)
         )
+    return cancelled
 
 SqliteJournal.record = apart
 """

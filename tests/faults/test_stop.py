@@ -25,7 +25,7 @@ from turnout.service.journal.sqlite.journal import SqliteJournal
 honest = SqliteJournal.record
 
 async def greedy(self, claim, outcome, **instants):
-    await honest(self, claim, replace(outcome, counts=True), **instants)
+    return await honest(self, claim, replace(outcome, counts=True), **instants)
 
 SqliteJournal.record = greedy
 """
