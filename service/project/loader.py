@@ -18,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -213,7 +213,7 @@ def all_or_nothing(*, keep: bool = True) -> Iterator[None]:
     ours = {name: module for name, module in sys.modules.items() if _is_ours(name)}
     imported, _imported = _imported, set()
     for name in imported:
-        sys.modules.pop(name, None)
+        _delete_compiled(sys.modules.pop(name, None))
     done = False
     try:
         yield
@@ -224,6 +224,14 @@ def all_or_nothing(*, keep: bool = True) -> Iterator[None]:
                 del sys.modules[name]
             sys.modules.update(ours)
             _imported = imported
+
+
+def _delete_compiled(module: ModuleType | None) -> None:
+    """Have the import system compile a module again, for the reason given in `fresh_module`."""
+    compiled = getattr(getattr(module, "__spec__", None), "cached", None)
+    if compiled is not None:
+        with suppress(OSError):  # on a read-only disk it was not written either
+            Path(compiled).unlink()
 
 
 def _is_ours(name: str) -> bool:
