@@ -8,13 +8,12 @@ last and has a digest of itself: a file that was cut off has none. Not here: wha
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import secrets
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -148,11 +147,16 @@ class ArchiveWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def digest(self) -> str:
-        """Return the digest of what is in the archive so far."""
+    def digest(self, read: Callable[[], None]) -> str:
+        """Return the digest of what is in the archive so far; `read` is called with each part."""
         self._file.flush()
+        digest = new_digest()
         with self.path.open("rb") as file:
-            return _digest_file(file, _HEADER_BYTES, None)
+            file.seek(_HEADER_BYTES)
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                read()
+        return digest.hexdigest()
 
     def _add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:
         self._file.write(self._member(name, size))
@@ -240,10 +244,6 @@ class Archive:
         with _opened(self.path, flags, size=size, asked="?immutable=1") as connection:
             yield connection
 
-    def digest(self) -> str:
-        """Return the digest of the database."""
-        return _digest_file(self._file, _HEADER_BYTES, self.database_bytes)
-
     def database_chunks(self) -> Iterator[bytes]:
         """Yield the bytes of the database; raises if they are not those that were written."""
         yield from self._checked((_HEADER_BYTES, self.database_bytes), self.facts["database"])
@@ -276,17 +276,4 @@ class Archive:
 def _digest_of(facts: dict[str, Any]) -> str:
     digest = new_digest()
     digest.update(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS))
-    return digest.hexdigest()
-
-
-def _digest_file(file: io.BufferedReader, begin: int, size: int | None) -> str:
-    digest = new_digest()
-    file.seek(begin)
-    left = size
-    while left is None or left:
-        chunk = file.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
-        if not chunk:
-            break
-        digest.update(chunk)
-        left = None if left is None else left - len(chunk)
     return digest.hexdigest()
