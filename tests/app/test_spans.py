@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.support.running import eventually
 from turnout.service.app import spans
 from turnout.service.app.spans import SpanSender
 from turnout.service.domain.trace_context import Sampler
-from turnout.service.journal.records import ClaimedRun
+from turnout.service.journal.records import ClaimedRun, EndedTrace
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
 from turnout.service.telemetry.metrics import Metrics
 from turnout.service.telemetry.otlp import Exporter
@@ -76,16 +77,27 @@ def send_attempt(sender: SpanSender, run: ClaimedRun) -> None:
 
 
 async def test_an_attempt_that_ends_as_the_service_stops_has_its_spans(
-    journal: SqliteJournal,
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = Taken()
+    taken, has_asked, is_busy = Taken(), asyncio.Event(), threading.Event()
+    owed_spans = journal.owed_spans
+
+    async def ask(*args: Any, **kwargs: Any) -> list[EndedTrace]:
+        owed = await owed_spans(*args, **kwargs)
+        has_asked.set()
+        return owed
+
+    def keep_busy(*_: object) -> None:
+        is_busy.set()
+        time.sleep(0.2)
+
+    monkeypatch.setattr(journal, "owed_spans", ask)
     async with asyncio.TaskGroup() as tasks, sending(journal, taken) as sender:
         claimed = await start(journal)
         await finish(journal, claimed, ended())
-        await asyncio.sleep(0.1)  # until it waits for a span
-        slow = journal._call(lambda _connection, _counters: time.sleep(0.2))
-        tasks.create_task(slow)
-        await asyncio.sleep(0.05)
+        await has_asked.wait()  # from now on it waits for a span
+        tasks.create_task(journal._call(keep_busy))
+        await asyncio.to_thread(is_busy.wait)
         send_attempt(sender, claimed)  # the journal notes only later that the run's is owed
     assert sorted(span.name for span in taken.spans) == ["attempt", "run bill"]
     assert await journal.owed_spans(limit=9, links=9) == []
