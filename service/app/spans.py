@@ -95,7 +95,7 @@ class SpanSender:
     async def run(self) -> None:
         """Send spans until `stop`."""
         with suppress(JournalError):
-            await self._journal.take_notes()
+            await self._journal.sent_spans([])  # those that an earlier process has noted
         loop = asyncio.get_running_loop()
         next_round = loop.time()
         while not self._is_stopping:
@@ -133,7 +133,7 @@ class SpanSender:
         seqs = [*{self._told.popleft() for _ in range(count)}]
         is_taken = True
         with suppress(JournalError):  # told elsewhere; a round finds them again
-            is_taken = await self._send(await self._owed(seqs) if seqs else [])
+            is_taken = await self._send(await self._owed(seqs) if seqs else [], len(self._waiting))
         if is_taken:
             self._hurry_if_full()
         else:
@@ -150,7 +150,7 @@ class SpanSender:
         """
         with suppress(JournalError):
             while owed := await self._owed(after=self._after):
-                is_taken = await self._send(owed, takes_waiting=False)
+                is_taken = await self._send(owed, 0)
                 if is_taken or len(owed) == 1:
                     self._after = owed[-1].run.seq
                 if not is_taken:
@@ -163,16 +163,16 @@ class SpanSender:
         limit = self._in_round if seqs is None else self._most_runs
         return await self._journal.owed_spans(seqs, after=after, limit=limit, links=MOST_LINKS)
 
-    async def _send(self, owed: Sequence[EndedTrace], *, takes_waiting: bool = True) -> bool:
-        """Send the spans of these runs, and as many that wait as go with them; and note it.
+    async def _send(self, owed: Sequence[EndedTrace], waiting: int) -> bool:
+        """Send the spans of these runs, and so many that wait, if they fit; and note it.
 
         Returns whether they were taken.
         """
         owed = [each for each in owed if each.run.seq not in self._to_note]
         runs = [each.run for each in owed]
         spans = [self._span_of_run(each) for each in owed]
-        more = min(len(self._waiting), self._exporter.most_together - len(spans))
-        spans += [self._waiting.popleft() for _ in range(more if takes_waiting else 0)]
+        more = min(waiting, len(self._waiting), self._exporter.most_together - len(spans))
+        spans += [self._waiting.popleft() for _ in range(more)]
         if spans and not await asyncio.to_thread(self._deliver, spans, runs):
             return False
         self._to_note |= {run.seq: run for run in runs}

@@ -22,8 +22,11 @@ async def test_a_note_that_a_power_cut_has_garbled_is_passed_over(tmp_path: Path
         await asyncio.to_thread(journal.note_sent, [owed.run])
         notes = tmp_path / "journal" / "sent-spans"
         notes.write_bytes(b"\0\0\0\n5\xff 7\n" + notes.read_bytes() + b"1 23")
-        await journal.take_notes()
+        await journal.sent_spans([])
         assert await journal.owed_spans(limit=9, links=9) == []
         assert not notes.exists()
+        await asyncio.to_thread(notes.mkdir)  # in its place is what can be neither read nor deleted
+        await asyncio.to_thread(journal.note_sent, [owed.run])
+        await journal.sent_spans([owed.run])
     finally:
         await journal.close()

@@ -1079,7 +1079,7 @@ class JournalContract:
             assert await journal.owed_spans(every, limit=9, links=9) == [owed]
         async with self.open(tmp_path) as journal:
             for _ in range(2):
-                await journal.take_notes()
+                await journal.sent_spans([])
             assert await journal.owed_spans(every, limit=9, links=9) == []
             await journal.retry(owed.run.id, None, now=at(2))
             await journal.owe_span(seq)

@@ -39,11 +39,11 @@ class Traces(Protocol):
     def note_sent(self, sent: Sequence[Run]) -> None:
         """Note at once, in any thread, that the spans of runs were sent; `sent_spans` follows.
 
-        The note outlives the process, but not a power cut.
+        The note outlives the process, but not a power cut; where it cannot be made there is none.
         """
 
     async def sent_spans(self, sent: Sequence[Run]) -> None:
-        """Record that the spans of runs were sent, as `owed_spans` has told of them."""
+        """Record that the spans of runs were sent, as `owed_spans` has told of them.
 
-    async def take_notes(self) -> None:
-        """Record what an earlier process has noted as sent."""
+        So it does with all that was noted, also by an earlier process.
+        """

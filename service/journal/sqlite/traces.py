@@ -75,21 +75,16 @@ class Tracing(Calls):
             notes.write(lines)
 
     async def sent_spans(self, sent: Sequence[Run]) -> None:
-        """Record that the spans of runs were sent, as they had ended then."""
-        await self._record_sent([(run.seq, _ended_at(run)) for run in sent])
-
-    async def take_notes(self) -> None:
-        """Record what an earlier process has noted as sent, as far as a power cut has left it."""
+        """Record that the spans of runs were sent, as they had ended then, and what was noted."""
         noted = _NOTE.findall(await asyncio.to_thread(_read, self._notes))
-        if noted:
-            await self._record_sent([(int(seq), int(at)) for seq, at in noted])
+        ended = {(int(seq), int(at)) for seq, at in noted}
+        ended |= {(run.seq, _ended_at(run)) for run in sent}
 
-    async def _record_sent(self, sent: Sequence[tuple[int, int]]) -> None:
         def write(connection: apsw.Connection, _counters: RunCounters) -> None:
-            connection.executemany(_SQL["sent"], sent)
+            connection.executemany(_SQL["sent"], ended)
 
         await self._call(write)
-        await asyncio.to_thread(self._notes.unlink, missing_ok=True)
+        await asyncio.to_thread(_delete, self._notes)
 
     @property
     def _notes(self) -> Path:
@@ -97,7 +92,14 @@ class Tracing(Calls):
 
 
 def _read(path: Path) -> str:
-    return path.read_text("ascii", "replace") if path.exists() else ""
+    with suppress(OSError):
+        return path.read_text("ascii", "replace")
+    return ""
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):  # what stays is recorded again, which changes nothing
+        path.unlink()
 
 
 def _ended_at(run: Run) -> int:
