@@ -147,15 +147,15 @@ class ArchiveWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def digest(self, read: Callable[[], None]) -> str:
-        """Return the digest of what is in the archive so far; `read` is called with each part."""
+    def digest(self, after_each: Callable[[], None]) -> str:
+        """Return the digest of what is in the archive so far, read in parts."""
         self._file.flush()
         digest = new_digest()
         with self.path.open("rb") as file:
             file.seek(_HEADER_BYTES)
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
-                read()
+                after_each()
         return digest.hexdigest()
 
     def _add(self, name: str, size: int, chunks: Iterable[bytes]) -> None:

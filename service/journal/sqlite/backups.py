@@ -3,9 +3,9 @@
 The database is read in one snapshot, a few pages at a time, so the writer never waits; its log
 grows meanwhile. Blobs are copied afterwards: until then the writer deletes none (`blobs.sweep`).
 What is written is read again, all of it, before it gets the name of a backup: no snapshot is open
-then, so that takes only the processor that nobody else wants. A backup rests three quarters of its
-time. Keys are in other files, which are left alone. Not here: which backups are kept
-(`operate.backups`), and restoring.
+then, so that takes only the processor that nobody else wants. After each part a backup rests. Keys
+are in other files, which are left alone. Not here: which backups are kept (`operate.backups`), and
+restoring.
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ _STEP_PAGES = 32  # takes 0.3 ms: a commit of the service may wait that long for
 _RESTS = 3
 """How many times as long as it works a backup rests. With 1, commits beside it took 1.4 times as
 long as without it, with 3 as long (p99 at 500 events/s on two cores, both beside one service)."""
+_MOST_REST_SECONDS = 1.0  # after a disk or a terminal that kept it waiting: the snapshot is open
+_READ_SECONDS = 0.005
+"""So long it reads before it rests: who reads when idle may wait long to go on after each rest."""
 _WRITTEN_BYTES = 2 * 2**20
 SPARE_BYTES = 16 * 2**20
 """How much more must be free than a backup or a restored journal takes."""
 
-_CHECKED_OPCODES = 1000  # takes about as long as a step of the copy
+_CHECKED_OPCODES = 1000  # take less than 0.1 ms, but for a page that must be read from disk
 _TRIES = 50
 _PAUSE_SECONDS = 0.02
 _NEWEST = 50_000
@@ -96,7 +99,7 @@ def make_backup(
                         facts = {"heads": heads, **_facts(snapshot, taken_at)}
                         pace = _Pace(archive, progress, sum(blobs.values()))
                         _copy(snapshot, archive, pace)
-                    facts["database"] = _when_idle(lambda: archive.digest(pace.rest))
+                    facts["database"] = _when_idle(lambda: archive.digest(pace.digested))
                     facts["lost"] = _add_blobs(archive, store, blobs, pace)
                     archive.finish(facts | {"files": len(blobs) - len(facts["lost"])})
                 contents = _when_idle(lambda: read_backup(draft, pace.verified))
@@ -322,23 +325,26 @@ class _Pace:
 
     def copied(self, done: int) -> None:
         """Note how many bytes are copied, and rest: as the disk is slow, it rests longer."""
+        took = time.monotonic() - self._began
         self._done = done
         if done - self._written >= _WRITTEN_BYTES:
             self._written = done
             self._archive.start_writing()
         self._progress(min(done, self.total), self.total)
-        time.sleep(_RESTS * (time.monotonic() - self._began))
+        time.sleep(min(_RESTS * took, _MOST_REST_SECONDS))
         self._began, self._used = time.monotonic(), time.process_time()
+
+    def digested(self) -> None:
+        """Note that a part of what is copied was read for its digest, and rest."""
+        self.verified(min(self._done, self.total), self.total)
 
     def verified(self, done: int, total: int) -> None:
         """Note how many bytes are read again, and rest."""
         self._progress(done, total)
-        self.rest()
-
-    def rest(self) -> None:
-        """Rest from what has used the processor; not from waiting for it, when others want it."""
-        time.sleep(_RESTS * max(time.process_time() - self._used, 0))
-        self._began, self._used = time.monotonic(), time.process_time()
+        used = time.process_time() - self._used  # it may wait long for a processor that is wanted
+        if used >= _READ_SECONDS:
+            time.sleep(_RESTS * used)
+            self._began, self._used = time.monotonic(), time.process_time()
 
     def counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """Yield chunks, each noted once it is written."""
@@ -379,7 +385,6 @@ def _check(archive: Archive, connection: apsw.Connection, progress: Progress) ->
 
     connection.set_progress_handler(goes_on, _CHECKED_OPCODES)
     problem = connection.execute("PRAGMA integrity_check(1)").get
-    connection.set_progress_handler(None)
     if problem != "ok":
         raise archive.damaged(str(problem))
     if _id(connection) != facts["journal"]:
