@@ -94,8 +94,6 @@ class SpanSender:
 
     async def run(self) -> None:
         """Send spans until `stop`."""
-        with suppress(JournalError):
-            await self._journal.sent_spans([])  # those that an earlier process has noted
         loop = asyncio.get_running_loop()
         next_round = loop.time()
         while not self._is_stopping:
@@ -111,8 +109,7 @@ class SpanSender:
                     await self._send_together()
         with suppress(JournalError):
             # A span waits until its run's is noted as owed. This write comes after those notes.
-            await self._journal.sent_spans([*self._to_note.values()])
-            self._to_note.clear()
+            await self._record_sent()
         while (self._told or self._waiting) and await self._send_together():
             pass
         self._exporter.close()
@@ -133,7 +130,8 @@ class SpanSender:
         seqs = [*{self._told.popleft() for _ in range(count)}]
         is_taken = True
         with suppress(JournalError):  # told elsewhere; a round finds them again
-            is_taken = await self._send(await self._owed(seqs) if seqs else [], len(self._waiting))
+            owed = await self._owed(seqs) if seqs else []
+            is_taken = await self._send(owed, self._exporter.most_together - len(owed))
         if is_taken:
             self._hurry_if_full()
         else:
@@ -149,6 +147,7 @@ class SpanSender:
         round asks for fewer, and begins behind a run that was refused alone.
         """
         with suppress(JournalError):
+            await self._record_sent()  # at first those that an earlier process has noted
             while owed := await self._owed(after=self._after):
                 is_taken = await self._send(owed, 0)
                 if is_taken or len(owed) == 1:
@@ -163,23 +162,25 @@ class SpanSender:
         limit = self._in_round if seqs is None else self._most_runs
         return await self._journal.owed_spans(seqs, after=after, limit=limit, links=MOST_LINKS)
 
-    async def _send(self, owed: Sequence[EndedTrace], waiting: int) -> bool:
-        """Send the spans of these runs, and so many that wait, if they fit; and note it.
+    async def _send(self, owed: Sequence[EndedTrace], more: int) -> bool:
+        """Send the spans of these runs, and up to so many that wait; and note it.
 
         Returns whether they were taken.
         """
         owed = [each for each in owed if each.run.seq not in self._to_note]
         runs = [each.run for each in owed]
         spans = [self._span_of_run(each) for each in owed]
-        more = min(waiting, len(self._waiting), self._exporter.most_together - len(spans))
-        spans += [self._waiting.popleft() for _ in range(more)]
+        spans += [self._waiting.popleft() for _ in range(min(more, len(self._waiting)))]
         if spans and not await asyncio.to_thread(self._deliver, spans, runs):
             return False
         self._to_note |= {run.seq: run for run in runs}
         if self._to_note:
-            await self._journal.sent_spans([*self._to_note.values()])
-            self._to_note.clear()
+            await self._record_sent()
         return True
+
+    async def _record_sent(self) -> None:
+        await self._journal.sent_spans([*self._to_note.values()])
+        self._to_note.clear()
 
     def _span_of_run(self, owed: EndedTrace) -> Span:
         run, event = owed.run, owed.event

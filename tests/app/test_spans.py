@@ -17,6 +17,8 @@ from tests.support.journal_contract import NOW, ended, finish, start
 from tests.support.running import eventually
 from turnout.service.app import spans
 from turnout.service.app.spans import SpanSender
+from turnout.service.domain.errors import JournalFull
+from turnout.service.domain.run import Run
 from turnout.service.domain.trace_context import Sampler
 from turnout.service.journal.records import ClaimedRun, EndedTrace
 from turnout.service.journal.sqlite.journal import SqliteJournal, open_journal
@@ -97,7 +99,7 @@ async def test_an_attempt_that_ends_as_the_service_stops_has_its_spans(
         await finish(journal, claimed, ended())
         await has_asked.wait()  # from now on it waits for a span
         tasks.create_task(journal._call(keep_busy))
-        await asyncio.to_thread(is_busy.wait)
+        assert await asyncio.to_thread(is_busy.wait, 5)
         send_attempt(sender, claimed)  # the journal notes only later that the run's is owed
     assert sorted(span.name for span in taken.spans) == ["attempt", "run bill"]
     assert await journal.owed_spans(limit=9, links=9) == []
@@ -112,6 +114,34 @@ async def test_a_run_that_ends_twice_within_seconds_has_one_span(journal: Sqlite
         for _ in range(2):  # an operator has had it tried again
             sender.tracer.ended(claimed.claim.run_seq)
     assert [span.name for span in taken.spans] == ["run bill"]
+
+
+async def test_what_was_noted_is_not_sent_again_while_the_disk_is_full(
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spans, "_ROUND_SECONDS", 0.01)
+    claimed = await start(journal)
+    await journal.owe_span(claimed.claim.run_seq)
+    await finish(journal, claimed, ended())
+    owed = await journal.owed_spans(limit=9, links=9)
+    await asyncio.to_thread(journal.note_sent, [each.run for each in owed])
+    sent_spans, tries = journal.sent_spans, 0
+
+    async def full_at_first(sent: Sequence[Run]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise JournalFull("no space left")
+        await sent_spans(sent)
+
+    async def is_recorded() -> bool:
+        return await journal.owed_spans(limit=9, links=9) == []
+
+    monkeypatch.setattr(journal, "sent_spans", full_at_first)
+    taken = Taken()
+    async with sending(journal, taken):
+        await eventually(is_recorded)
+    assert tries >= 4 and taken.spans == []
 
 
 async def test_a_run_that_is_refused_does_not_keep_back_others(

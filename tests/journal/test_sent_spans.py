@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from tests.support.journal_contract import ended, finish, start
 from turnout.service.journal.open import open_journal
@@ -25,8 +29,37 @@ async def test_a_note_that_a_power_cut_has_garbled_is_passed_over(tmp_path: Path
         await journal.sent_spans([])
         assert await journal.owed_spans(limit=9, links=9) == []
         assert not notes.exists()
-        await asyncio.to_thread(notes.mkdir)  # in its place is what can be neither read nor deleted
-        await asyncio.to_thread(journal.note_sent, [owed.run])
-        await journal.sent_spans([owed.run])
     finally:
         await journal.close()
+
+
+async def test_notes_that_cannot_be_read_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = await open_journal(
+        tmp_path, metrics=Metrics(), max_unfinished_runs=100, min_free_bytes=0
+    )
+    try:
+        claimed = await start(journal)
+        await journal.owe_span(claimed.claim.run_seq)
+        await finish(journal, claimed, ended())
+        (owed,) = await journal.owed_spans(limit=9, links=9)
+        await asyncio.to_thread(journal.note_sent, [owed.run])
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", refuse)
+            await journal.sent_spans([])
+        assert await journal.owed_spans(limit=9, links=9) == [owed]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", refuse)
+            await journal.sent_spans([])
+        assert await journal.owed_spans(limit=9, links=9) == []
+        notes = tmp_path / "journal" / "sent-spans"
+        assert notes.exists()
+        await journal.sent_spans([])
+        assert not notes.exists()
+    finally:
+        await journal.close()
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")

@@ -39,11 +39,12 @@ class Traces(Protocol):
     def note_sent(self, sent: Sequence[Run]) -> None:
         """Note at once, in any thread, that the spans of runs were sent; `sent_spans` follows.
 
-        The note outlives the process, but not a power cut; where it cannot be made there is none.
+        The note outlives the process, but not a power cut. A note that cannot be written is left
+        out. Not to be called while `sent_spans` is under way.
         """
 
     async def sent_spans(self, sent: Sequence[Run]) -> None:
         """Record that the spans of runs were sent, as `owed_spans` has told of them.
 
-        So it does with all that was noted, also by an earlier process.
+        It also records all that was noted, by an earlier process too.
         """

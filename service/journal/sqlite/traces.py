@@ -70,35 +70,38 @@ class Tracing(Calls):
 
     def note_sent(self, sent: Sequence[Run]) -> None:
         """Note at once, in any thread, that the spans of runs were sent."""
-        lines = "".join(f"{run.seq} {_ended_at(run)}\n" for run in sent)
+        # It begins with the end of a line that a full disk has cut off.
+        lines = "\n" + "".join(f"{run.seq} {_ended_at(run)}\n" for run in sent)
         with suppress(OSError), self._notes.open("a", encoding="ascii") as notes:
             notes.write(lines)
 
     async def sent_spans(self, sent: Sequence[Run]) -> None:
         """Record that the spans of runs were sent, as they had ended then, and what was noted."""
-        noted = _NOTE.findall(await asyncio.to_thread(_read, self._notes))
-        ended = {(int(seq), int(at)) for seq, at in noted}
-        ended |= {(run.seq, _ended_at(run)) for run in sent}
+        text = await asyncio.to_thread(_read, self._notes)
+        ended = [(int(seq), int(at)) for seq, at in _NOTE.findall(text or "")]
+        ended = sorted({*ended, *((run.seq, _ended_at(run)) for run in sent)})
 
         def write(connection: apsw.Connection, _counters: RunCounters) -> None:
             connection.executemany(_SQL["sent"], ended)
 
         await self._call(write)
-        await asyncio.to_thread(_delete, self._notes)
+        if text is not None:
+            await asyncio.to_thread(_delete, self._notes)
 
     @property
     def _notes(self) -> Path:
         return self._folder / "sent-spans"
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> str | None:
+    """Return what is in a file, None where it is missing or cannot be read now."""
     with suppress(OSError):
         return path.read_text("ascii", "replace")
-    return ""
+    return None
 
 
 def _delete(path: Path) -> None:
-    with suppress(OSError):  # what stays is recorded again, which changes nothing
+    with suppress(OSError):  # recorded again, it counts at most as an end that was not
         path.unlink()
 
 
