@@ -141,7 +141,8 @@ def restore(settings: Settings, file: Path, check: bool, as_json: bool) -> None:
 
     restored = None
     if check:
-        contents = read_backup(file)
+        with _progress("verifying") as progress:
+            contents = read_backup(file, progress)
     else:
         with _progress("restoring") as progress:
             contents, restored = restore_backup(
@@ -170,6 +171,8 @@ def _print(found: dict[str, Any]) -> None:
     say(
         f"runs again: the {found['unfinished']} unfinished runs go on from their recorded steps; "
         "so do those that have ended since then, steps and effects after it included"
+        if found["unfinished"]
+        else "runs again: none; all runs in it had ended"
     )
     table(
         (

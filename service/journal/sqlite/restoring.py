@@ -36,7 +36,7 @@ def restore_backup(
     Raises `SetupError` while a process uses the folder and where it cannot be used, `JournalFull`
     where the disk is too small, and `BackupError` for a file that is no whole backup.
     """
-    contents = read_backup(path)
+    contents = read_backup(path, progress)
     with _usable(data):
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FolderLock(data)
