@@ -175,16 +175,15 @@ def _print(found: dict[str, Any]) -> None:
         else "runs again: none; all runs in it had ended"
     )
     table(
-        (
-            Column("trigger"), Column("last event", time=True), Column("lost since", time=True),
-            Column("who brings it again", least=20),
-        ),
-        (
-            (each["name"], each["last_event_at"], each["since"], each["advice"])
-            for each in found["triggers"]
-        ),
+        (Column("trigger"), Column("last event", time=True), Column("lost since", time=True)),
+        ((each["name"], each["last_event_at"], each["since"]) for each in found["triggers"]),
         empty="no trigger has brought anything yet",
-    )  # fmt: skip
+    )
+    advised: dict[str, list[str]] = {}
+    for each in found["triggers"]:
+        advised.setdefault(each["advice"], []).append(each["name"])
+    for advice, names in advised.items():  # not in the table: a terminal would cut it off
+        say(f"{', '.join(names)}: {advice}")
     if found["moved_to"] is not None:
         say(f"the journal that was there is in {found['moved_to']}")
     if found["restored_to"] is not None:
