@@ -63,13 +63,7 @@ def decode_json(body: bytes) -> Any:
     if not body:
         raise InvalidData("the body is empty where JSON was expected")
     outline = body.translate(_OUTLINE)
-    if _ZEROS in outline:
-        data = _decode_exactly(body)
-    else:
-        try:
-            data = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise InvalidData(f"the body is not JSON: {error}") from None
+    data = _decode_exactly(body) if _ZEROS in outline else _decode_strictly(body)
     if outline.count(_OPENING) > MAX_DEPTH:
         _check_depth(data)
     return data
@@ -90,13 +84,23 @@ def read_json(text: bytes) -> Any:
     return json.loads(text) if _ZEROS in text.translate(_OUTLINE) else orjson.loads(text)
 
 
+def _decode_strictly(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith("Not enough memory"):  # that says nothing of the body
+            raise MemoryError(error.msg) from None
+        raise InvalidData(f"the body is not JSON: {error}") from None
+
+
 def _decode_exactly(body: bytes) -> Any:
     """Decode with exact integers: slower, and only for bodies that hold very long numbers."""
     try:
         data = json.loads(
             body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite_float
         )
-        orjson.loads(re.sub(rb"\d{19,}", b"1", body))  # lone surrogates, and what else json lets by
+        # Refuses lone surrogates, and what else json lets by.
+        _decode_strictly(re.sub(rb"\d{19,}", b"1", body))
     except InvalidData:
         raise
     except RecursionError:

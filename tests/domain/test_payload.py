@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
@@ -114,3 +116,35 @@ def test_json_that_is_kept_takes_the_room_of_its_text(characters: int) -> None:
     finally:
         tracemalloc.stop()
     assert held / len(kept) < characters + 100
+
+
+SHORT_OF_MEMORY = """
+import os, resource, sys
+from turnout.service.domain.payload import decode_json
+
+body = b'["' + b"x" * 2**21 + b'", ' + sys.argv[1].encode() + b"]"
+decode_json(b"[1, 12345678901234567890]")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+for more in range(0, 96, 2):
+    child = os.fork()  # orjson itself may crash
+    if not child:
+        resource.setrlimit(resource.RLIMIT_AS, (used + more * 2**20, resource.RLIM_INFINITY))
+        told = b"decoded "
+        try:
+            decode_json(body)
+        except Exception as error:
+            told = type(error).__name__.encode() + b" "
+        os.write(1, told)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a bound on the address space")
+@pytest.mark.parametrize("number", ["1", "12345678901234567890"])
+def test_a_body_for_which_memory_is_short_is_not_called_wrong(number: str) -> None:
+    """A sender drops what is refused as wrong, and a Kafka record would be a dead letter."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, number], capture_output=True, text=True, check=True
+    )
+    assert {*done.stdout.split()} == {"MemoryError", "decoded"}
