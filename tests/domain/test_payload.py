@@ -143,7 +143,7 @@ for more in range(0, 96, 2):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a bound on the address space")
 @pytest.mark.parametrize("number", ["1", "12345678901234567890"])
 def test_a_body_for_which_memory_is_short_is_not_called_wrong(number: str) -> None:
-    """A sender drops what is refused as wrong, and a Kafka record would be a dead letter."""
+    """A sender drops what is refused as wrong."""
     done = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY, number], capture_output=True, text=True, check=True
     )
