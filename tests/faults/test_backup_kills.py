@@ -296,7 +296,7 @@ def test_backups_under_load_restore_whole_and_lack_nothing_accepted_before(
 
 
 def p99(commits: Sequence[tuple[float, float]], begin: float, end: float) -> float:
-    """Return how many milliseconds a commit took in a stretch of time, in which were enough."""
+    """Return the p99 of commits between two instants, in milliseconds; fails for too few."""
     took = sorted(took for at, took in commits if begin <= at <= end)
     assert len(took) >= 100, f"{len(took)} commits in {end - begin:.1f} s"
     return 1000 * took[int(len(took) * 0.99)]
